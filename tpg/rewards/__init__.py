@@ -1,0 +1,1 @@
+"""Response-level rewards: named terms and their weighted sum."""

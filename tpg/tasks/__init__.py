@@ -1,0 +1,1 @@
+"""Tasks: prompts, answer keys and how they are rendered for a policy."""
