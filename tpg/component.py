@@ -1,13 +1,15 @@
 """The decorator that makes a class an option of a config group."""
 
-from typing import Any, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic.dataclasses import dataclass
 
+T = TypeVar("T")
+
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(pydantic.Field,))
-def component[T](cls: type[T]) -> type[T]:
+def component(cls: type[T]) -> type[T]:
     """Turn a class into a frozen, keyword-only dataclass whose fields are checked for type and range.
 
     Building one is cheap and touches no file, so that a whole experiment is checked before anything is loaded.
