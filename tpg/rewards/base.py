@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsFloat
 
 from pydantic import Field
 
@@ -40,8 +40,37 @@ class RewardTerm(ABC):
 
     @abstractmethod
     def score(self, sample: Sample) -> float:
-        """The term's value for one complete response, before its weight."""
+        """Give the term's value for one complete response, before its weight."""
 
     def required_columns(self) -> frozenset[str]:
-        """The columns of the task that this term reads (`answer` among them)."""
+        """Name the columns of the task that this term reads (`answer` among them)."""
         return frozenset()
+
+    def warm_up(self) -> None:  # noqa: B027
+        """Import what scoring needs. Called as a worker process starts, where no time-out runs."""
+
+
+@component
+class AnswerTerm(RewardTerm):
+    """A term that holds the response against the task's answer key."""
+
+    @abstractmethod
+    def compare(self, sample: Sample, answer: str) -> float:
+        """Give the term's value for one complete response, before its weight."""
+
+    def score(self, sample: Sample) -> float:
+        """Say what `compare` says. Raises `ValueError` when this sample's answer key is missing."""
+        if sample.answer is None:
+            raise ValueError("this sample has no answer to compare with")
+        return self.compare(sample, sample.answer)
+
+    def required_columns(self) -> frozenset[str]:
+        """Name the answer key."""
+        return frozenset({"answer"})
+
+
+def as_number(value: object) -> float:
+    """Turn a term's value into a float. Raises `TypeError` for whatever is not one real number, text included."""
+    if not isinstance(value, SupportsFloat):
+        raise TypeError(f"a reward must be a number, not {value!r}")
+    return float(value)

@@ -1,0 +1,48 @@
+"""What an objective is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from tpg.component import component
+from tpg.trajectories import Trajectories
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLosses:
+    """A loss for every response token, with what is worth watching about it."""
+
+    losses_BT: Tensor
+    watched_BT: Mapping[str, Tensor] = field(default_factory=dict)
+    """Detached per-token quantities by metric name; the trainer reports their mean over the iteration's tokens."""
+
+
+@component
+class Objective(ABC):
+    """Log-probabilities and weights to token losses, once a minibatch."""
+
+    off_policy: ClassVar[bool]
+    """Whether it corrects for updates that were made since the rollout."""
+
+    @abstractmethod
+    def __call__(self, logprobs_BT: Tensor, trajectories: Trajectories) -> TokenLosses:
+        """The token losses; only tokens of `trajectories.action_mask_BT` need be meaningful.
+
+        `logprobs_BT` carries the gradient; `trajectories` holds weights and, where the policy has moved since the
+        rollout, `old_logprobs_BT`.
+        """
+
+
+def old_logprobs(logprobs_BT: Tensor, trajectories: Trajectories) -> Tensor:
+    """The log-probabilities before the update; the current ones, detached, while the policy has not moved."""
+    old_BT = trajectories.old_logprobs_BT
+    return logprobs_BT.detach() if old_BT is None else old_BT
+
+
+def weights(trajectories: Trajectories) -> Tensor:
+    """The estimator's weights."""
+    assert trajectories.weights_BT is not None, "run the estimator first"
+    return trajectories.weights_BT

@@ -1,0 +1,1 @@
+"""Policies: Hugging Face causal language models, their adapters and their log-probabilities."""

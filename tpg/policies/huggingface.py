@@ -1,0 +1,52 @@
+"""Any causal language model of the Hugging Face hub or of a local folder."""
+
+from pathlib import Path
+from typing import Any
+
+from tpg.component import component
+from tpg.errors import UserError
+from tpg.policies.base import PolicyOptions
+
+
+@component
+class HuggingFace(PolicyOptions):
+    """A causal language model by hub id or local folder; safetensors only."""
+
+    path: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def check(self) -> None:
+        """Raise `UserError` if a local folder is missing or holds no model."""
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            if self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
+                raise UserError(f"policy.path={self.path}: no such folder; give a local folder or a hub id (org/name)")
+            return
+        if not (folder / "config.json").is_file():
+            raise UserError(f"policy.path={self.path}: the folder holds no config.json, so it is no Hugging Face model")
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(
+                f"policy.path={self.path}: the folder holds no *.safetensors; pickled weights are not loaded: "
+                "save the model again with safe_serialization=True"
+            )
+
+    def load_model_and_tokenizer(self, seed: int) -> tuple[Any, Any]:
+        """Read both. Raises `UserError` in one line when the hub or the folder does not give them."""
+        return load_pretrained(self.path, self, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+
+def load_pretrained(path: str | Path, options: PolicyOptions, **kwargs: Any) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer, held as `options` say."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = str(Path(path).expanduser())
+    place = place if Path(place).is_dir() else str(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(
+            place, dtype=options.dtype, attn_implementation=options.attention, use_safetensors=True, **kwargs
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"policy.path={path}: {' '.join(str(error).split())}") from error
+    return model, tokenizer

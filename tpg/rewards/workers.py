@@ -1,0 +1,156 @@
+"""Scoring in processes that can be killed."""
+
+import concurrent.futures
+import fcntl
+import functools
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import textwrap
+import threading
+import traceback
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
+from typing import Literal
+
+import pebble
+
+from tpg.rewards.base import RewardTerm, Sample, as_number
+
+Reason = Literal["raised", "timed out", "NaN", "process died"]
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a term has no value for a response."""
+
+    reason: Reason
+    cause: str
+    """One line: the exception's type and message, or what else happened."""
+
+
+class Workers:
+    """Processes that score; one whose term overstays its time-out is killed and replaced."""
+
+    def __init__(self, terms: Sequence[RewardTerm], processes: int) -> None:
+        self._terms = [(pickle.dumps(term), term.timeout_s) for term in terms]
+        self._processes = processes
+        self._pool = self._new_pool()
+
+    def score(self, samples: Sequence[Sample]) -> list[float | Failure]:
+        """Give, sample by sample, each term's finite value, or why it has none."""
+        jobs = list(product(map(pickle.dumps, samples), self._terms))
+        outcomes: list[float | Failure] = [Failure("process died", "every process died at once")] * len(jobs)
+        remaining = list(range(len(jobs)))
+        # A process that dies before it has said what it works on breaks the pool, and all its open jobs are lost.
+        for _ in range(ATTEMPTS):
+            futures = self._schedule([jobs[job] for job in remaining])
+            lost = []
+            for job, future in zip(remaining, futures, strict=True):
+                if not future.done() or isinstance(future.exception(), BrokenProcessPool):
+                    lost.append(job)
+                else:
+                    outcomes[job] = _outcome(future)
+            if not lost:
+                break
+            remaining = lost
+            self.close()
+            self._pool = self._new_pool()
+        return outcomes
+
+    def close(self) -> None:
+        """Kill the processes."""
+        self._pool.stop()
+        self._pool.join()
+
+    def _new_pool(self) -> pebble.ProcessPool:
+        terms = [term for term, _ in self._terms]
+        return pebble.ProcessPool(self._processes, initializer=_start, initargs=(terms,), context=_Context())
+
+    def _schedule(self, jobs: Sequence[tuple[bytes, tuple[bytes, float]]]) -> list[pebble.ProcessFuture]:
+        """Start the jobs and wait until they are done or the pool is broken."""
+        futures = []
+        for sample, (term, timeout_s) in jobs:
+            try:
+                future = self._pool.schedule(_score, args=(term, sample), timeout=timeout_s)
+            except RuntimeError:  # the pool is broken
+                future = pebble.ProcessFuture()
+            futures.append(future)
+        while self._pool.active and concurrent.futures.wait(futures, timeout=1).not_done:
+            pass
+        return futures
+
+
+def _outcome(future: pebble.ProcessFuture) -> float | Failure:
+    try:
+        return future.result()
+    except TimeoutError as error:
+        return Failure("timed out", f"no value within {error.args[1]:g} s")
+    except pebble.ProcessExpired as error:
+        return Failure("process died", f"exit code {error.exitcode}")
+
+
+_starting = threading.Lock()
+
+
+class _Process(SpawnProcess):
+    """A process that starts without the parent's `__main__`, which may load torch or lack a guard, and without Ctrl-C.
+
+    Who interrupts the run does not want every worker's traceback: the parent decides.
+    """
+
+    def start(self) -> None:
+        with _starting:
+            main = sys.modules["__main__"]
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            sys.modules["__main__"] = ModuleType("__main__")
+            try:
+                super().start()
+            finally:
+                sys.modules["__main__"] = main
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+class _Context(SpawnContext):
+    Process = _Process
+
+
+# What follows runs in the processes.
+
+
+def _start(terms: Sequence[bytes]) -> None:
+    # Pebble's own handler waits for the interpreter, which a regular expression may keep for ever.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A parent that was killed closes this pipe: the kernel then ends us, whatever we are busy with.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, os.O_ASYNC)
+    if not parent.is_alive():
+        os._exit(1)
+    for term in terms:
+        with suppress(Exception):  # raised again, and reported, when the term scores
+            _load(term).warm_up()
+
+
+@functools.cache
+def _load(term: bytes) -> RewardTerm:
+    return pickle.loads(term)
+
+
+def _score(term: bytes, sample: bytes) -> float | Failure:
+    try:
+        value = as_number(_load(term).score(pickle.loads(sample)))
+    except BaseException as error:
+        cause = traceback.format_exception_only(error)[-1]
+        return Failure("raised", textwrap.shorten(cause, width=300))
+    return value if math.isfinite(value) else Failure("NaN", f"the value is {value}")

@@ -1,0 +1,1 @@
+"""Rollout engines: prefixes and a policy in, trajectories out."""

@@ -1,0 +1,153 @@
+"""What a rollout engine is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tpg.component import component
+from tpg.policies.base import Policy
+from tpg.trajectories import FinishReason, Trajectories
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What is to be continued: a prompt, or a prompt with the first tokens of a response."""
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    """Limit on the new tokens of each continuation."""
+    keys: tuple[int, ...]
+    """A random key for each continuation wanted (`tpg.randomness.key`); their number is how many there will be."""
+    row: int
+    draw: int = 0
+    response_ids: tuple[int, ...] = ()
+    """Response tokens that are given."""
+    parent: int = -1
+    """The trajectory that `response_ids` are taken from; -1 for a prompt."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn from the policy's distribution."""
+
+    temperature: float = 1.0
+    """0 takes the likeliest token."""
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens can never be drawn; such rollouts are not samples of the policy that is trained."""
+        return any(limit is not None for limit in (self.top_k, self.top_p, self.min_p))
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def no_step() -> None:
+    """Called after a decoding step by default: does nothing."""
+
+
+@component
+class Engine(ABC):
+    """How many responses are generated an iteration, how they are sampled, and by what."""
+
+    shares_memory: ClassVar[bool] = True
+    """Whether it runs on the policy's own weights, so that nothing is copied after an update."""
+
+    prompts: int = Field(default=8, ge=1)
+    """Prompts an iteration."""
+    responses_per_prompt: int = Field(default=8, ge=1)
+    """Group size G."""
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    max_response_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, lt=1)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How training responses are drawn."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+
+    @abstractmethod
+    def generate(
+        self,
+        policy: Policy,
+        prefixes: Sequence[Prefix],
+        sampling: Sampling,
+        *,
+        version: int = 0,
+        on_step: Callable[[], None] = no_step,
+    ) -> Trajectories:
+        """Continue every prefix once for each of its keys; a prefix's continuations lie side by side.
+
+        A continuation's response holds the given tokens too, outside `action_mask_BT`. Log-probabilities are the
+        untruncated policy's at the sampling temperature (at 1 when greedy). `on_step` is called after each decoding
+        step and may raise to end the generation.
+        """
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One row of work: a prefix and one of its keys."""
+
+    prefix: Prefix
+    key: int
+    index: int
+
+
+def expanded(prefixes: Sequence[Prefix]) -> list[Continuation]:
+    """Every continuation that is wanted, in order."""
+    return [Continuation(prefix, key, i) for prefix in prefixes for i, key in enumerate(prefix.keys)]
+
+
+def assembled(
+    rows: Sequence[Continuation],
+    new_ids: Sequence[Sequence[int]],
+    new_logprobs: Sequence[Tensor],
+    finish: Sequence[FinishReason],
+    policy: Policy,
+    version: int,
+) -> Trajectories:
+    """The record of generated rows, on the CPU. `new_ids` hold the end token where it was sampled."""
+    prompts = max(len(row.prefix.prompt_ids) for row in rows)
+    given = [len(row.prefix.response_ids) for row in rows]
+    width = max(1, *(g + len(ids) for g, ids in zip(given, new_ids, strict=True)))
+    B = len(rows)
+    prompt_ids_BP = torch.full((B, prompts), policy.pad_id)
+    prompt_mask_BP = torch.zeros(B, prompts, dtype=torch.bool)
+    response_ids_BT = torch.full((B, width), policy.pad_id)
+    response_mask_BT = torch.zeros(B, width, dtype=torch.bool)
+    action_mask_BT = torch.zeros(B, width, dtype=torch.bool)
+    logprobs_BT = torch.zeros(B, width)
+    for i, (row, ids, logprobs) in enumerate(zip(rows, new_ids, new_logprobs, strict=True)):
+        start, end = given[i], given[i] + len(ids)
+        prompt_ids_BP[i, prompts - len(row.prefix.prompt_ids) :] = torch.tensor(row.prefix.prompt_ids)
+        prompt_mask_BP[i, prompts - len(row.prefix.prompt_ids) :] = True
+        response_ids_BT[i, :end] = torch.tensor([*row.prefix.response_ids, *ids])
+        response_mask_BT[i, :end] = True
+        action_mask_BT[i, start:end] = True
+        logprobs_BT[i, start:end] = logprobs.float()
+    return Trajectories(
+        prompt_ids_BP=prompt_ids_BP,
+        prompt_mask_BP=prompt_mask_BP,
+        response_ids_BT=response_ids_BT,
+        response_mask_BT=response_mask_BT,
+        action_mask_BT=action_mask_BT,
+        rollout_logprobs_BT=logprobs_BT,
+        row_B=torch.tensor([row.prefix.row for row in rows]),
+        draw_B=torch.tensor([row.prefix.draw for row in rows]),
+        response_index_B=torch.tensor([row.index for row in rows]),
+        finish_reason_B=torch.tensor([int(reason) for reason in finish]),
+        parent_B=torch.tensor([row.prefix.parent for row in rows]),
+        position_B=torch.tensor(given),
+        version_B=torch.full((B,), version),
+    )

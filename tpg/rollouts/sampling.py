@@ -1,0 +1,54 @@
+"""Drawing tokens: one uniform number a row and step, turned into a token by the inverse distribution function."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tpg.rollouts.engine import Sampling
+
+
+class Drawn(NamedTuple):
+    """A token for each row and its log-probability."""
+
+    tokens_B: Tensor
+    logprobs_B: Tensor
+
+
+def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> Drawn:
+    """One token a row; `uniforms_B` in [0, 1). The log-probability is the untruncated policy's, in float32 or wider."""
+    logits_BV = logits_BV.float() if logits_BV.dtype in (torch.bfloat16, torch.float16) else logits_BV
+    if sampling.temperature == 0:
+        tokens_B = logits_BV.argmax(-1)
+    else:
+        if sampling.temperature != 1:
+            logits_BV = logits_BV / sampling.temperature
+        tokens_B = _inverse_cdf(_truncated(logits_BV, sampling).softmax(-1), uniforms_B)
+    logprobs_B = logits_BV.gather(-1, tokens_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
+    return Drawn(tokens_B, logprobs_B)
+
+
+def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+    cdf_BV = probs_BV.cumsum(-1)
+    # The last entry may miss 1 by rounding: scale the number instead of the distribution. `right` skips tokens of
+    # probability zero; rounding up to the very end must not step past the last token that has any.
+    targets_B = (uniforms_B.to(cdf_BV) * cdf_BV[:, -1])[:, None]
+    tokens_B = torch.searchsorted(cdf_BV, targets_B, right=True)[:, 0]
+    last_B = torch.searchsorted(cdf_BV, cdf_BV[:, -1:].contiguous())[:, 0]
+    return torch.minimum(tokens_B, last_B)
+
+
+def _truncated(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Logits with the tokens that may not be drawn at minus infinity: top-k first, then top-p, then min-p."""
+    if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
+        threshold_B1 = logits_BV.topk(sampling.top_k).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < threshold_B1, -torch.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        sorted_BV, order_BV = logits_BV.sort(-1, descending=True)
+        before_BV = sorted_BV.softmax(-1).cumsum(-1) - sorted_BV.softmax(-1)
+        dropped_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= sampling.top_p)
+        logits_BV = logits_BV.masked_fill(dropped_BV, -torch.inf)
+    if sampling.min_p is not None:
+        probs_BV = logits_BV.softmax(-1)
+        logits_BV = logits_BV.masked_fill(probs_BV < sampling.min_p * probs_BV.amax(-1, keepdim=True), -torch.inf)
+    return logits_BV
