@@ -1,6 +1,6 @@
 """Token losses to one number.
 
-Every aggregation is a sum of token losses times a scale that is fixed by the whole minibatch *before* it is split, so
+Every aggregation is a sum of token losses over a divisor that is fixed by the whole minibatch *before* it is split, so
 that micro-batches, accumulation and ranks add up to the same result.
 """
 
@@ -28,40 +28,40 @@ class Aggregation(ABC):
     """How token losses become the number that is minimised."""
 
     @abstractmethod
-    def scales(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor:
-        """The factor of each token's loss, broadcastable to (B, T)."""
+    def divisors(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor | int:
+        """What each token's loss is divided by, broadcastable to (B, T)."""
 
     def __call__(self, losses_BT: Tensor, mask_BT: Tensor, size: MinibatchSize) -> Tensor:
         """This part's share of the minibatch's loss: shares of all parts sum to the whole."""
         zero = torch.zeros((), dtype=losses_BT.dtype, device=losses_BT.device)
-        return (torch.where(mask_BT, losses_BT, zero) * self.scales(mask_BT, size)).sum()
+        return (torch.where(mask_BT, losses_BT, zero) / self.divisors(mask_BT, size)).sum()
 
 
 @component
 class SequenceSum(Aggregation):
     """Mean over responses of the sum over tokens: the gradient of the expected reward, unbiased."""
 
-    def scales(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor:
-        """1 / responses."""
-        return torch.full((1, 1), 1.0 / max(1, size.responses), device=mask_BT.device)
+    def divisors(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor | int:
+        """The responses."""
+        return max(1, size.responses)
 
 
 @component
 class Constant(Aggregation):
     """`SequenceSum` over the length limit: the same direction, a smaller step. (Dr. GRPO, arXiv 2503.20783.)"""
 
-    def scales(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor:
-        """1 / (responses * limit)."""
-        return torch.full((1, 1), 1.0 / max(1, size.responses * size.max_response_tokens), device=mask_BT.device)
+    def divisors(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor | int:
+        """Responses * limit."""
+        return max(1, size.responses * size.max_response_tokens)
 
 
 @component
 class TokenMean(Aggregation):
     """Mean over all tokens of the minibatch: long responses weigh more. Biased. (DAPO, arXiv 2503.14476.)"""
 
-    def scales(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor:
-        """1 / tokens."""
-        return torch.full((1, 1), 1.0 / max(1, size.tokens), device=mask_BT.device)
+    def divisors(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor | int:
+        """The tokens."""
+        return max(1, size.tokens)
 
 
 @component
@@ -71,6 +71,6 @@ class SequenceMean(Aggregation):
     As GRPO was published (arXiv 2402.03300).
     """
 
-    def scales(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor:
-        """1 / (responses * tokens of the response)."""
-        return 1.0 / (max(1, size.responses) * mask_BT.sum(-1, keepdim=True).clamp(min=1))
+    def divisors(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor | int:
+        """Responses * tokens of the response."""
+        return max(1, size.responses) * mask_BT.sum(-1, keepdim=True).clamp(min=1)

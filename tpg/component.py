@@ -18,4 +18,5 @@ def component(cls: type[T]) -> type[T]:
     config: Any = pydantic.ConfigDict(
         extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False, validate_default=True
     )
-    return dataclass(frozen=True, kw_only=True, config=config)(cls)
+    made: Any = dataclass(frozen=True, kw_only=True, config=config)(cls)
+    return made

@@ -23,4 +23,4 @@ class ReMax(ResponseLevelEstimator):
     def advantages(self, grouped: GroupedRewards, answers: Answers) -> Tensor:
         """`R_i - R(greedy)`."""
         assert answers.greedy_rewards_B is not None
-        return grouped.rewards_B - answers.greedy_rewards_B.nan_to_num()
+        return grouped.rewards_B - answers.greedy_rewards_B.nan_to_num().detach()

@@ -110,8 +110,11 @@ class Policy(nn.Module):
     def statistics(self, trajectories: Trajectories, temperature: float, **options: Any) -> Any:
         """Log-probabilities of the response tokens: `tpg.policies.logprobs.response_statistics` of this model."""
         # Dropout stays off, as in the rollout, or the policy would differ from the one that is scored; but
-        # transformers checkpoints activations only in training mode.
-        self.model.train(self.gradient_checkpointing and torch.is_grad_enabled())
+        # transformers checkpoints activations only in training mode: in those modules alone it is set.
+        for module in self.model.modules():
+            module.training = (
+                self.gradient_checkpointing and torch.is_grad_enabled() and hasattr(module, "gradient_checkpointing")
+            )
         try:
             return response_statistics(self.model, trajectories, temperature, **options)
         finally:

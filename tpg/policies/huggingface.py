@@ -38,6 +38,7 @@ class HuggingFace(PolicyOptions):
 
 def load_pretrained(path: str | Path, options: PolicyOptions, **kwargs: Any) -> tuple[Any, Any]:
     """A causal language model and its tokenizer, held as `options` say."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = str(Path(path).expanduser())
@@ -47,6 +48,6 @@ def load_pretrained(path: str | Path, options: PolicyOptions, **kwargs: Any) -> 
         model = AutoModelForCausalLM.from_pretrained(
             place, dtype=options.dtype, attn_implementation=options.attention, use_safetensors=True, **kwargs
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"policy.path={path}: {' '.join(str(error).split())}") from error
     return model, tokenizer

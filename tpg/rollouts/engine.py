@@ -44,7 +44,7 @@ class Sampling:
     @property
     def truncates(self) -> bool:
         """Whether some tokens can never be drawn; such rollouts are not samples of the policy that is trained."""
-        return any(limit is not None for limit in (self.top_k, self.top_p, self.min_p))
+        return self.top_k is not None or (self.top_p or 1) < 1 or bool(self.min_p)
 
 
 GREEDY = Sampling(temperature=0.0)

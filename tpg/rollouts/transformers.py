@@ -89,7 +89,9 @@ def _plain_generation(model: Any, pad_id: int, end_ids: frozenset[int], steps: i
     from transformers import GenerationConfig
     from transformers.generation import LogitsProcessorList
 
-    configured = model.generation_config
+    # peft hands its own generation config on to the model it wraps: both are put back.
+    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    configured = [holder.generation_config for holder in holders]
     plain = GenerationConfig(
         max_new_tokens=steps, do_sample=False, eos_token_id=sorted(end_ids) or None, pad_token_id=pad_id
     )
@@ -101,7 +103,8 @@ def _plain_generation(model: Any, pad_id: int, end_ids: frozenset[int], steps: i
     try:
         yield generate
     finally:
-        model.generation_config = configured
+        for holder, config in zip(holders, configured, strict=True):
+            holder.generation_config = config
 
 
 def _shared_prefill(policy: Policy, rows: list[Continuation], ids_BS: Tensor, mask_BS: Tensor) -> Any:

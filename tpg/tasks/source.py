@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tpg.errors import UserError
-from tpg.tasks.spelling import did_you_mean
+from tpg.spelling import did_you_mean
 
 Row = dict[str, Any]
 Format = Literal["jsonl", "json", "csv", "parquet", "hub"]

@@ -1,0 +1,348 @@
+import pydantic
+import pytest
+import torch
+from builders import gpt2_policy, prefix, tiny_policy
+from transformers import GenerationConfig
+
+import tpg.rollouts.transformers as engine_module
+from tpg.policies.base import Policy
+from tpg.randomness import key, uniforms
+from tpg.rollouts.engine import GREEDY, Prefix, Sampling
+from tpg.rollouts.sampling import draw
+from tpg.rollouts.transformers import TransformersEngine
+from tpg.trajectories import FinishReason, Trajectories
+
+PAD, EOS = 0, 1
+STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
+
+# Lengths differ, one prompt is a single token, and one holds the pad and the end token.
+PREFIXES = [
+    prefix([40, 41, 42, 43, 44], 4, row=0),
+    prefix([50], 4, row=1),
+    prefix([60, PAD, EOS, 61], 3, row=2),
+]
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return tiny_policy()
+
+
+@pytest.fixture(scope="module")
+def rollout(policy) -> Trajectories:
+    return TransformersEngine().generate(policy, PREFIXES, Sampling(), version=7)
+
+
+def responses(trajectories: Trajectories) -> list[list[int]]:
+    masked = zip(trajectories.response_ids_BT, trajectories.response_mask_BT, strict=True)
+    return [ids_T[mask_T].tolist() for ids_T, mask_T in masked]
+
+
+def naive(policy: Policy, wanted: Prefix, random_key: int, sampling: Sampling) -> list[int]:
+    """One response, a forward pass over the whole sequence for every token."""
+    ids = [*wanted.prompt_ids, *wanted.response_ids]
+    start = len(ids)
+    for uniform_1 in uniforms([random_key], wanted.max_tokens)[0][:, None]:
+        with torch.no_grad():
+            logits_1V = policy.model(input_ids=torch.tensor([ids])).logits[:, -1]
+        ids.append(int(draw(logits_1V, uniform_1, sampling).tokens_B))
+        if ids[-1] == EOS:
+            break
+    return ids[start:]
+
+
+def test_tokens_are_those_of_one_forward_pass_at_a_time(policy, rollout):
+    expected = [naive(policy, wanted, k, Sampling()) for wanted in PREFIXES for k in wanted.keys]
+    assert responses(rollout) == expected
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_absolute_positions(monkeypatch, share):
+    if not share:
+        monkeypatch.setattr(engine_module, "_shared_prefill", lambda *arguments: None)
+    policy = gpt2_policy()
+    trajectories = TransformersEngine().generate(policy, PREFIXES, Sampling())
+    assert responses(trajectories) == [naive(policy, wanted, k, Sampling()) for wanted in PREFIXES for k in wanted.keys]
+    with torch.no_grad():
+        trained_BT = policy.statistics(trajectories, 1.0).logprobs
+    torch.testing.assert_close(trajectories.rollout_logprobs_BT, trained_BT, rtol=0, atol=1e-4)
+
+
+def test_the_rollout_is_worth_testing(rollout):
+    assert len(set(rollout.lengths_B.tolist())) >= 4
+    assert set(rollout.finish_reason_B.tolist()) == {STOP, LENGTH}
+    assert len({tuple(ids) for ids in responses(rollout)}) == 11
+
+
+def test_masks_and_finish_reasons(rollout):
+    assert torch.equal(rollout.action_mask_BT, rollout.response_mask_BT)
+    for i, ids in enumerate(responses(rollout)):
+        assert rollout.response_mask_BT[i].tolist() == [t < len(ids) for t in range(rollout.response_ids_BT.shape[1])]
+        assert not rollout.rollout_logprobs_BT[i, len(ids) :].any()
+        assert (rollout.rollout_logprobs_BT[i, : len(ids)] < 0).all()
+        assert EOS not in ids[:-1]
+        if rollout.finish_reason_B[i] == STOP:
+            assert ids[-1] == EOS
+        else:
+            assert ids[-1] != EOS
+            assert len(ids) == 40
+
+
+def test_where_trajectories_come_from(rollout):
+    assert rollout.row_B.tolist() == [0] * 4 + [1] * 4 + [2] * 3
+    assert rollout.response_index_B.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2]
+    assert rollout.draw_B.tolist() == [0] * 11
+    assert rollout.parent_B.tolist() == [-1] * 11
+    assert rollout.position_B.tolist() == [0] * 11
+    assert rollout.version_B.tolist() == [7] * 11
+    prompts = [
+        ids_P[mask_P].tolist() for ids_P, mask_P in zip(rollout.prompt_ids_BP, rollout.prompt_mask_BP, strict=True)
+    ]
+    assert prompts == [[40, 41, 42, 43, 44]] * 4 + [[50]] * 4 + [[60, PAD, EOS, 61]] * 3
+    assert rollout.prompt_mask_BP[4].tolist() == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.6),
+        Sampling(top_p=0.8),
+        Sampling(temperature=0.6, top_k=5, min_p=0.05),
+        GREEDY,
+    ],
+    ids=str,
+)
+def test_log_probabilities_are_the_trainers(policy, sampling):
+    trajectories = TransformersEngine().generate(policy, PREFIXES, sampling)
+    with torch.no_grad():
+        trained_BT = policy.statistics(trajectories, sampling.temperature or 1.0).logprobs
+    torch.testing.assert_close(trajectories.rollout_logprobs_BT, trained_BT, rtol=0, atol=1e-4)
+    stopped = (trajectories.finish_reason_B == STOP).nonzero()[:, 0]
+    ends = trajectories.lengths_B[stopped] - 1
+    assert sampling == GREEDY or len(stopped)
+    assert trajectories.response_ids_BT[stopped, ends].tolist() == [EOS] * len(stopped)
+    assert (trajectories.rollout_logprobs_BT[stopped, ends] < 0).all()
+
+
+def test_greedy_takes_the_likeliest_token_whatever_the_key(policy):
+    trajectories = TransformersEngine().generate(policy, PREFIXES[:1], GREEDY)
+    assert responses(trajectories) == [naive(policy, PREFIXES[0], 0, GREEDY)] * 4
+
+
+def assert_same(one: Trajectories, other: Trajectories) -> None:
+    assert responses(one) == responses(other)
+    assert one.finish_reason_B.tolist() == other.finish_reason_B.tolist()
+    torch.testing.assert_close(one.rollout_logprobs_BT, other.rollout_logprobs_BT, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_responses", [1, 3, 4, 11])
+def test_how_many_are_decoded_at_once_does_not_matter(policy, rollout, batch_responses):
+    assert_same(TransformersEngine(batch_responses=batch_responses).generate(policy, PREFIXES, Sampling()), rollout)
+
+
+def test_the_company_does_not_matter(policy, rollout):
+    for wanted, rows in zip(PREFIXES, [range(4), range(4, 8), range(8, 11)], strict=True):
+        alone = TransformersEngine().generate(policy, [wanted], Sampling())
+        assert responses(alone) == [responses(rollout)[i] for i in rows]
+    reversed_order = TransformersEngine().generate(policy, PREFIXES[::-1], Sampling())
+    order = [8, 9, 10, 4, 5, 6, 7, 0, 1, 2, 3]
+    assert responses(reversed_order) == [responses(rollout)[i] for i in order]
+
+
+def test_the_prefill_is_shared(policy, rollout, monkeypatch):
+    original, batches = engine_module._shared_prefill, []
+
+    def spied(*arguments):
+        cache = original(*arguments)
+        batches.append((cache.get_seq_length(), cache.layers[0].keys.shape[0]))
+        return cache
+
+    monkeypatch.setattr(engine_module, "_shared_prefill", spied)
+    assert_same(TransformersEngine().generate(policy, PREFIXES, Sampling()), rollout)
+    # Made for all but the last token of the prompts, and spread over the eleven responses.
+    assert batches == [(4, 11)]
+
+
+def test_sharing_the_prefill_changes_nothing(policy, rollout, monkeypatch):
+    monkeypatch.setattr(engine_module, "_shared_prefill", lambda *arguments: None)
+    assert_same(TransformersEngine().generate(policy, PREFIXES, Sampling()), rollout)
+
+
+def test_tokens_are_a_function_of_the_keys(policy, rollout):
+    again = TransformersEngine().generate(policy, PREFIXES, Sampling())
+    assert_same(again, rollout)
+    torch.manual_seed(99)
+    other_keys = [Prefix(p.prompt_ids, p.max_tokens, tuple(k + 1 for k in p.keys), p.row) for p in PREFIXES]
+    others = TransformersEngine().generate(policy, other_keys, Sampling())
+    assert all(a != b for a, b in zip(responses(others), responses(rollout), strict=True))
+    same_key = Prefix((40, 41), 20, (key(1), key(2), key(1)), row=0)
+    first, second, third = responses(TransformersEngine().generate(policy, [same_key], Sampling()))
+    assert first == third != second
+
+
+def test_the_models_own_generation_config_changes_nothing(rollout):
+    policy = tiny_policy()
+    own = GenerationConfig(
+        repetition_penalty=5.0,
+        no_repeat_ngram_size=2,
+        suppress_tokens=list(range(30, 90)),
+        do_sample=True,
+        temperature=0.1,
+        top_k=1,
+        max_length=3,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    policy.model.generation_config = own
+    assert_same(TransformersEngine().generate(policy, PREFIXES, Sampling()), rollout)
+    assert policy.model.generation_config is own
+    assert own.repetition_penalty == 5.0
+
+
+def test_any_end_token_ends_a_response(rollout):
+    policy = tiny_policy()
+    seen = responses(rollout)[0][2]
+    policy.model.generation_config.eos_token_id = [EOS, seen]
+    cut = TransformersEngine().generate(policy, PREFIXES, Sampling())
+    for ids, finish, whole in zip(responses(cut), cut.finish_reason_B.tolist(), responses(rollout), strict=True):
+        ends = [t for t, token in enumerate(whole) if token in (EOS, seen)]
+        assert ids == (whole[: ends[0] + 1] if ends else whole)
+        assert finish == (STOP if ends else LENGTH)
+    assert cut.lengths_B[0] <= 3
+
+
+def test_continuations(policy, rollout):
+    whole = responses(rollout)
+    long = [i for i, ids in enumerate(whole) if len(ids) > 8]
+    positions = {long[0]: 5, long[1]: 1, long[-1]: 8}
+    prompts = [list(wanted.prompt_ids) for wanted in PREFIXES for _ in wanted.keys]
+    prefixes = [
+        Prefix(
+            tuple(prompts[i]),
+            12,
+            (key(i, 0), key(i, 1)),
+            row=100 + i,
+            draw=3,
+            response_ids=tuple(whole[i][:n]),
+            parent=i,
+        )
+        for i, n in positions.items()
+    ]
+    continued = TransformersEngine().generate(policy, prefixes, Sampling(), version=2)
+    parents = [i for i in positions for _ in range(2)]
+    assert continued.parent_B.tolist() == parents
+    assert continued.position_B.tolist() == [positions[i] for i in parents]
+    assert continued.row_B.tolist() == [100 + i for i in parents]
+    assert continued.draw_B.tolist() == [3] * 6
+    assert continued.response_index_B.tolist() == [0, 1] * 3
+    assert continued.version_B.tolist() == [2] * 6
+    for k, (i, ids) in enumerate(zip(parents, responses(continued), strict=True)):
+        n = positions[i]
+        assert ids[:n] == whole[i][:n]
+        assert ids[n:] == naive(policy, prefixes[k // 2], key(i, k % 2), Sampling())
+        assert continued.action_mask_BT[k].nonzero()[:, 0].tolist() == list(range(n, len(ids)))
+        assert not continued.rollout_logprobs_BT[k, :n].any()
+        assert continued.finish_reason_B[k] == (STOP if ids[-1] == EOS else LENGTH)
+        assert ids[-1] == EOS or len(ids) == n + 12
+        own = continued.prompt_ids_BP[k][continued.prompt_mask_BP[k]].tolist()
+        assert own == prompts[i]
+    with torch.no_grad():
+        trained_BT = policy.statistics(continued, 1.0).logprobs
+    mask_BT = continued.action_mask_BT
+    torch.testing.assert_close(continued.rollout_logprobs_BT[mask_BT], trained_BT[mask_BT], rtol=0, atol=1e-4)
+
+
+def test_a_continuation_with_the_parents_numbers_is_the_parent(policy):
+    """Given the first n tokens and the parent's numbers from n on, the rest is the parent's."""
+    parent = Prefix((40, 41, 42), 20, (key(5),), row=0)
+    (whole,) = responses(TransformersEngine().generate(policy, [parent], Sampling()))
+    shifted = uniforms([key(5)], 20)[:, 4:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "uniforms", lambda keys, count: shifted[:, :count])
+        rest = Prefix((40, 41, 42), 16, (key(5),), row=0, response_ids=tuple(whole[:4]), parent=0)
+        (again,) = responses(TransformersEngine().generate(policy, [rest], Sampling()))
+    assert len(whole) > 6
+    assert again == whole
+
+
+def test_each_prefix_has_its_own_limit(policy, rollout):
+    limits = [3, 40, 12]
+    prefixes = [Prefix(p.prompt_ids, n, p.keys, p.row) for p, n in zip(PREFIXES, limits, strict=True)]
+    limited = TransformersEngine().generate(policy, prefixes, Sampling())
+    for i, (ids, whole) in enumerate(zip(responses(limited), responses(rollout), strict=True)):
+        assert ids == whole[: ([3] * 4 + [40] * 4 + [12] * 3)[i]]
+        assert limited.finish_reason_B[i] == (STOP if ids[-1] == EOS else LENGTH)
+    assert max(limited.lengths_B[:4]) == 3
+    assert max(limited.lengths_B[8:]) == 12
+
+
+def test_one_token(policy, rollout):
+    prefixes = [Prefix(p.prompt_ids, 1, p.keys, p.row) for p in PREFIXES]
+    single = TransformersEngine().generate(policy, prefixes, Sampling())
+    assert responses(single) == [ids[:1] for ids in responses(rollout)]
+    assert single.response_mask_BT.tolist() == [[True]] * 11
+    torch.testing.assert_close(single.rollout_logprobs_BT, rollout.rollout_logprobs_BT[:, :1], rtol=0, atol=1e-4)
+
+
+class Enough(Exception):  # noqa: N818
+    """Raised to stop."""
+
+
+def test_a_step_may_stop_the_generation(policy, rollout):
+    configured = policy.model.generation_config
+    steps = []
+
+    def third_step():
+        steps.append(policy.model.generation_config is configured)
+        if len(steps) == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        TransformersEngine().generate(policy, PREFIXES, Sampling(), on_step=third_step)
+    assert steps == [False] * 3
+    assert policy.model.generation_config is configured
+    assert_same(TransformersEngine().generate(policy, PREFIXES, Sampling()), rollout)
+
+
+def test_every_decoding_step_is_told(policy, rollout):
+    steps = []
+    TransformersEngine(batch_responses=4).generate(policy, PREFIXES, Sampling(), on_step=lambda: steps.append(1))
+    lengths = rollout.lengths_B.tolist()
+    assert len(steps) == max(lengths[:4]) + max(lengths[4:8]) + max(lengths[8:])
+
+
+def test_the_rollout_needs_no_gradient(rollout):
+    assert not rollout.rollout_logprobs_BT.requires_grad
+    assert rollout.rollout_logprobs_BT.dtype == torch.float32
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_other_attention_implementations_draw_the_same(rollout, attention):
+    assert_same(TransformersEngine().generate(tiny_policy(attention=attention), PREFIXES, Sampling()), rollout)
+
+
+def test_sampling_options():
+    engine = TransformersEngine(temperature=0.6, top_k=5, top_p=0.9, min_p=0.1)
+    assert engine.sampling == Sampling(0.6, 5, 0.9, 0.1)
+    assert TransformersEngine().sampling == Sampling()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.0},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": 1.0},
+        {"batch_responses": 0},
+        {"max_response_tokens": 0},
+        {"responses_per_prompt": 0},
+        {"max_tokens": 8},
+    ],
+    ids=str,
+)
+def test_options_are_checked(fields):
+    with pytest.raises(pydantic.ValidationError, match=next(iter(fields))):
+        TransformersEngine(**fields)

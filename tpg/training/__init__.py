@@ -1,0 +1,1 @@
+"""Training: the Lightning module, its experience, and what a run leaves behind."""

@@ -1,0 +1,40 @@
+"""Which prompts an iteration trains on."""
+
+from dataclasses import dataclass
+
+from tpg.randomness import Purpose, key, permutation
+from tpg.rollouts.engine import Engine, Prefix
+from tpg.tasks.rendering import Rendered
+
+
+@dataclass(frozen=True)
+class PromptStream:
+    """Prompts in a random order, each once before any comes again; a function of seed and iteration alone."""
+
+    prompts: Rendered
+    seed: int
+
+    def draw(self, iteration: int, engine: Engine) -> list[Prefix]:
+        """The prompts of iteration 1, 2, ..., each with the random keys of its responses."""
+        size = len(self.prompts.token_ids)
+        prefixes = []
+        for place in range((iteration - 1) * engine.prompts, iteration * engine.prompts):
+            draw, position = divmod(place, size)
+            row = permutation(size, self.seed, Purpose.PROMPT_ORDER, draw)[position]
+            identity = (self.seed, Purpose.TRAINING_ROLLOUT, iteration, row, draw)
+            prefixes.append(self._prefix(row, draw, engine.responses_per_prompt, identity, engine))
+        return prefixes
+
+    def held_out(self, count: int, engine: Engine) -> list[Prefix]:
+        """Every prompt in order with `count` responses; the same random numbers whenever it is asked."""
+        rows = range(len(self.prompts.token_ids))
+        return [self._prefix(row, 0, count, (self.seed, Purpose.EVALUATION_ROLLOUT, 0, row, 0), engine) for row in rows]
+
+    def _prefix(self, row: int, draw: int, count: int, identity: tuple[int, ...], engine: Engine) -> Prefix:
+        return Prefix(
+            prompt_ids=self.prompts.token_ids[row],
+            max_tokens=engine.max_response_tokens,
+            keys=tuple(key(*identity, response) for response in range(count)),
+            row=row,
+            draw=draw,
+        )
