@@ -1,6 +1,7 @@
 """Which prompts an iteration trains on."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tpg.randomness import Purpose, key, permutation
 from tpg.rollouts.engine import Engine, Prefix
@@ -20,7 +21,7 @@ class PromptStream:
         prefixes = []
         for place in range((iteration - 1) * engine.prompts, iteration * engine.prompts):
             draw, position = divmod(place, size)
-            row = permutation(size, self.seed, Purpose.PROMPT_ORDER, draw)[position]
+            row = _order(size, self.seed, draw)[position]
             identity = (self.seed, Purpose.TRAINING_ROLLOUT, iteration, row, draw)
             prefixes.append(self._prefix(row, draw, engine.responses_per_prompt, identity, engine))
         return prefixes
@@ -38,3 +39,8 @@ class PromptStream:
             row=row,
             draw=draw,
         )
+
+
+@lru_cache(maxsize=2)
+def _order(size: int, seed: int, draw: int) -> list[int]:
+    return permutation(size, seed, Purpose.PROMPT_ORDER, draw)

@@ -1,0 +1,130 @@
+"""Train a policy: `python -m tpg.train algorithm=grpo task=addition`. See `--help`."""
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tpg.errors import Interrupted, UserError
+
+CONF = Path(__file__).parent / "conf"
+CONF = CONF if CONF.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def job(config: DictConfig) -> float:
+    """Check, load, train. Returns the last iteration's reward (held out where it was evaluated)."""
+    from tpg.composition import find_user_modules, to_experiment
+    from tpg.training.run import prepare, run
+    from tpg.training.run_folder import RunFolder
+
+    find_user_modules()
+    if config.resume is not None:
+        folder = RunFolder.opened(Path(config.resume))
+        stored = _stored_config(folder.config)
+    else:
+        folder = RunFolder(_new_folder(config))
+        stored = _own_config(config)
+    options = OmegaConf.create({key: value for key, value in stored.items() if key not in BOOKKEEPING})
+    experiment = to_experiment(options)
+    for warning in experiment.check():
+        print(f"warning: {warning}", file=sys.stderr)
+    if config.resume is None:
+        RunFolder.refuse_other_run(folder.path)
+    prepared = prepare(experiment)
+    if config.resume is None:
+        folder.create(OmegaConf.to_yaml(OmegaConf.create(stored)))
+    try:
+        summary = run(experiment, prepared, folder, stored)
+    except Interrupted:
+        print(f"interrupted; continue with: python -m tpg.train resume={folder.path}", file=sys.stderr)
+        raise
+    return float(summary.get("eval/reward", summary["reward/last"]))
+
+
+BOOKKEEPING = ("run_dir", "resume", "run_id", "choices")
+"""Keys of a run's config that say which run it is rather than what it does."""
+
+
+def _own_config(config: DictConfig) -> dict[str, Any]:
+    """The resolved config, with the options that were chosen and the run's id."""
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        raise UserError(f"{min(missing)}: has no value and needs one; set {min(missing)}=...")
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    chosen = HydraConfig.get().runtime.choices
+    choices = {str(k): v for k, v in chosen.items() if not str(k).startswith("hydra/")}
+    return {**plain, "choices": choices, "run_id": os.urandom(4).hex()}
+
+
+def _stored_config(path: Path) -> dict[str, Any]:
+    """The config of the run that is continued; only the number of iterations may be given anew."""
+    stored: Any = OmegaConf.to_container(OmegaConf.load(path))
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.partition("=")
+        if key == "iterations":
+            stored["iterations"] = int(value)
+        elif key != "resume":
+            raise UserError(f"{key}: resume continues with the run's own config; only iterations= may be given beside it")
+    return stored
+
+
+def _new_folder(config: DictConfig) -> Path:
+    hydra_config = HydraConfig.get()
+    overrides = ",".join(o for o in hydra_config.overrides.task if not o.startswith("run_dir="))
+    readable = "".join(c if c.isalnum() or c in "=,.-_" else "-" for c in overrides)[:120]
+    if hydra_config.mode == RunMode.MULTIRUN:
+        parent = Path(config.run_dir or hydra_config.sweep.dir)
+        return (parent / f"{hydra_config.job.num}-{readable}").absolute()
+    if config.run_dir is not None:
+        return Path(config.run_dir).absolute()
+    choices = hydra_config.runtime.choices
+    parent = Path("outputs") / f"{choices.get('algorithm') or choices['estimator']}-{choices['task']}"
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    taken = sum(1 for _ in parent.glob(f"{name}*"))
+    return (parent / (f"{name}-{taken}" if taken else name)).absolute()
+
+
+def run_entry(entry: Callable[[], Any]) -> None:
+    """Run a Hydra entry; a user's mistake ends in one line and exit code 2, an interruption in 130 or 143."""
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        entry()
+    except Interrupted as interruption:
+        sys.exit(128 + int(interruption.args[0]))
+    except UserError as error:
+        if wants_traceback:
+            raise
+        sys.exit(_told(str(error)))
+    except (HydraException, OmegaConfBaseException) as error:
+        from tpg.composition import composition_error
+
+        if wants_traceback:
+            raise
+        if isinstance(error.__cause__, UserError):
+            sys.exit(_told(str(error.__cause__)))
+        sys.exit(_told(composition_error(error, sys.argv[1:], CONF)))
+
+
+def _told(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    """The console script tpg-train."""
+    run_entry(job)
+
+
+if __name__ == "__main__":
+    main()

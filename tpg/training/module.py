@@ -1,0 +1,144 @@
+"""The LightningModule: an epoch is an iteration, and the loop is Lightning's."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor
+
+from tpg.aggregation import Aggregation
+from tpg.objectives.base import Objective
+from tpg.randomness import torch_seed
+from tpg.training.experience import Collector, Experience
+from tpg.training.metrics import UpdateMetrics, iteration_metrics
+from tpg.training.minibatches import ExperienceLoader, MicroBatch
+from tpg.training.options import Optimizer
+
+
+class TrajectoryPolicyGradient(LightningModule):
+    """Response-level rewards to policy updates. (arXiv 2506.02553.)
+
+    `train_dataloader` runs at the start of every epoch: it generates, scores and weighs. `training_step` is then the
+    loss of a micro-batch, and clipping, accumulation, precision and checkpoints are Lightning's own.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        objective: Objective,
+        aggregation: Aggregation,
+        optimizer: Optimizer,
+        total_steps: int,
+    ) -> None:
+        super().__init__()
+        self.policy = collector.policy
+        self.collector = collector
+        self.objective = objective
+        self.aggregation = aggregation
+        self.optimizer_options = optimizer
+        self.total_steps = total_steps
+        self.estimator_state = collector.estimator.initial_state()
+        self.num_tokens = 0
+        self.experience: Experience | None = None
+        self.update_metrics = UpdateMetrics()
+        self.metrics: dict[str, float] = {}
+        """What callbacks add to the iteration's row."""
+
+    @property
+    def iteration(self) -> int:
+        """The iteration in hand, 1, 2, ...; 0 before the first."""
+        return self.experience.iteration if self.experience else 0
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer, and a schedule that moves with its steps."""
+        optimizer, schedule = self.optimizer_options.build(self, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train_dataloader(self) -> ExperienceLoader:
+        """The next iteration's experience."""
+        self.metrics = {}
+        iteration = self.trainer.current_epoch + 1
+        for callback in self._iteration_callbacks():
+            callback.on_iteration_start(self, iteration)
+        with self.trainer.precision_plugin.forward_context():
+            self.experience = self.collector.collect(iteration, self.estimator_state)
+        loader = self.collector.loader(self.experience)
+        self.trainer.accumulate_grad_batches = loader.parts
+        self.update_metrics = UpdateMetrics()
+        return loader
+
+    def training_step(self, batch: MicroBatch, index: int) -> Tensor:
+        """The micro-batch's share of the minibatch's loss."""
+        torch.manual_seed(torch_seed(self.collector.stream.seed, self.iteration, index))
+        if batch.trajectories is None:
+            # Zero gradients, not missing ones: the optimizer steps as it would have with the rows that were skipped.
+            return sum(parameter.sum() * 0.0 for parameter in self.parameters() if parameter.requires_grad)  # type: ignore[return-value]
+        trajectories = batch.trajectories
+        logprobs_BT = self.policy.statistics(trajectories, self.collector.engine.temperature).logprobs
+        token_losses = self.objective(logprobs_BT, trajectories)
+        losses_BT = token_losses.losses_BT
+        if self.collector.kl.in_loss:
+            penalties_BT = self.collector.kl.token_losses(logprobs_BT - trajectories.ref_logprobs_BT)
+            assert penalties_BT is not None
+            losses_BT = losses_BT + penalties_BT
+        loss = self.aggregation(losses_BT, trajectories.action_mask_BT, batch.size)
+        self.update_metrics.add(loss, token_losses.watched_BT, trajectories.action_mask_BT)
+        # Lightning divides by the number of accumulated batches; the aggregation has already divided once and for all.
+        return loss * self.trainer.accumulate_grad_batches
+
+    def transfer_batch_to_device(self, batch: MicroBatch, device: torch.device, dataloader_idx: int) -> MicroBatch:
+        """The trajectories on the device."""
+        if batch.trajectories is None:
+            return batch
+        return MicroBatch(batch.trajectories.to(device), batch.size)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the gradient's norm, before it is clipped."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        self.update_metrics.grad_norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        self.update_metrics.learning_rate = optimizer.param_groups[0]["lr"]
+
+    def on_train_epoch_end(self) -> None:
+        """Close the iteration: its row of metrics, and the state that the next one starts from."""
+        assert self.experience is not None
+        self.estimator_state = self.experience.state
+        self.num_tokens += self.experience.generated_tokens
+        self.metrics = {
+            **iteration_metrics(self.experience),
+            **self.update_metrics.summary(),
+            "num_tokens": self.num_tokens,
+            **self.metrics,
+        }
+        seconds = self.experience.seconds
+        total = sum(seconds.values()) + time.perf_counter() - self.update_metrics.started
+        self.metrics |= {f"timing_s/{stage}": value for stage, value in seconds.items()}
+        self.metrics["timing_s/update"] = total - sum(seconds.values())
+        self.metrics["step_time"] = total
+        self.metrics["perf/throughput"] = self.experience.generated_tokens / total
+        for callback in self._iteration_callbacks():
+            callback.on_iteration_end(self, self.iteration)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is carried from one iteration to the next beside the weights."""
+        checkpoint["tpg"] = {"estimator_state": self.estimator_state, "num_tokens": self.num_tokens}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        self.estimator_state = checkpoint["tpg"]["estimator_state"]
+        self.num_tokens = checkpoint["tpg"]["num_tokens"]
+
+    def _iteration_callbacks(self) -> list[IterationCallback]:
+        return [callback for callback in self.trainer.callbacks if isinstance(callback, IterationCallback)]  # type: ignore[attr-defined]
+
+
+class IterationCallback(Callback):
+    """A callback that is told of iterations. What it adds to `module.metrics` joins the iteration's row."""
+
+    def on_iteration_start(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
+        """Before the iteration's rollout; the policy has been trained for `iteration - 1` iterations."""
+
+    def on_iteration_end(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
+        """After its last update, when the row is complete; in the order in which the callbacks were given."""

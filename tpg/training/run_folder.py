@@ -1,0 +1,108 @@
+"""What a run leaves on disk, and how it is cut back to a checkpoint."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tpg.errors import UserError
+
+
+class RunFolder:
+    """A folder with config.yaml, metrics.csv, completions.jsonl, checkpoints/ and, at the end, the rest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.csv"
+        self.completions = path / "completions.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.policy = path / "policy"
+        self.summary = path / "summary.json"
+        self.learning_curve = path / "learning_curve.png"
+        self._columns: list[str] = []
+
+    @staticmethod
+    def refuse_other_run(path: Path) -> None:
+        """Raise `UserError` if the folder holds anything."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(
+                f"run_dir={path} is not empty; choose another folder, or continue the run in it with resume={path}"
+            )
+
+    @classmethod
+    def opened(cls, path: Path) -> "RunFolder":
+        """The folder of an existing run. Raises `UserError` if there is none."""
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise UserError(f"{path} holds no run: there is no {folder.config.name} in it")
+        return folder
+
+    def create(self, config: str) -> None:
+        """Make it, with the run's config."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir()
+        write_atomically(self.config, config)
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint of the latest iteration."""
+        return max(self.checkpoints.glob("iteration-*.ckpt"), default=None)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Metrics as text, a row an iteration."""
+        if not self.metrics.exists():
+            return []
+        with self.metrics.open(newline="") as file:
+            return [row for row in csv.DictReader(file) if (row.get("iteration") or "").isdigit()]
+
+    def cut_back(self, iteration: int) -> None:
+        """Forget what was written of later iterations, a torn last line included."""
+        rows = [row for row in self.rows() if int(row["iteration"]) <= iteration]
+        self._rewrite_metrics(rows)
+        if self.completions.exists():
+            lines = self.completions.read_text().splitlines()
+            kept = [line for line in lines if (_iteration_of(line) or iteration + 1) <= iteration]
+            write_atomically(self.completions, "".join(line + "\n" for line in kept))
+
+    def add_row(self, row: Mapping[str, float]) -> None:
+        """Append an iteration's metrics; a new column leaves earlier rows empty there."""
+        new = [name for name in row if name not in self._columns]
+        if new:
+            rows = self.rows()
+            self._columns += new
+            self._rewrite_metrics(rows)
+        with self.metrics.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def add_completions(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append an iteration's completions, a JSON object a line."""
+        with self.completions.open("a") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def _rewrite_metrics(self, rows: list[dict[str, str]]) -> None:
+        self._columns = self._columns or (list(rows[0]) if rows else ["iteration"])
+        staging = self.metrics.with_suffix(".tmp")
+        with staging.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        staging.replace(self.metrics)
+
+
+def _iteration_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text or the file as it was."""
+    staging = path.with_suffix(".tmp")
+    with staging.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
