@@ -106,14 +106,9 @@ def _leaves(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, dict):
         return []
     names = [name for name in node if isinstance(name, str) and name not in ("_target_", "defaults")]
-    return [prefix + name for name in names] + [leaf for name in names for leaf in _leaves(node[name], f"{prefix}{name}.")]
-
-
-def conf_folder() -> Path:
-    """The folder with the config groups: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
+    return [prefix + name for name in names] + [
+        leaf for name in names for leaf in _leaves(node[name], f"{prefix}{name}.")
+    ]
 
 
 def find_user_modules() -> None:

@@ -23,6 +23,11 @@ CONF = CONF if CONF.is_dir() else Path(__file__).parent.parent / "conf"
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def job(config: DictConfig) -> float:
     """Check, load, train. Returns the last iteration's reward (held out where it was evaluated)."""
+    return reported(train, config)
+
+
+def train(config: DictConfig) -> float:
+    """What `job` does, mistakes raised."""
     from tpg.composition import find_user_modules, to_experiment
     from tpg.training.run import prepare, run
     from tpg.training.run_folder import RunFolder
@@ -51,6 +56,7 @@ def job(config: DictConfig) -> float:
     return float(summary.get("eval/reward", summary["reward/last"]))
 
 
+WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 BOOKKEEPING = ("run_dir", "resume", "run_id", "choices")
 """Keys of a run's config that say which run it is rather than what it does."""
 
@@ -74,7 +80,9 @@ def _stored_config(path: Path) -> dict[str, Any]:
         if key == "iterations":
             stored["iterations"] = int(value)
         elif key != "resume":
-            raise UserError(f"{key}: resume continues with the run's own config; only iterations= may be given beside it")
+            raise UserError(
+                f"{key}: resume continues with the run's own config; only iterations= may be given beside it"
+            )
     return stored
 
 
@@ -94,25 +102,38 @@ def _new_folder(config: DictConfig) -> Path:
     return (parent / (f"{name}-{taken}" if taken else name)).absolute()
 
 
-def run_entry(entry: Callable[[], Any]) -> None:
-    """Run a Hydra entry; a user's mistake ends in one line and exit code 2, an interruption in 130 or 143."""
-    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+def reported(action: Callable[[DictConfig], float], config: DictConfig) -> float:
+    """Run a job; a user's mistake ends in one line and exit code 2, an interruption in 130 or 143.
+
+    In a multirun a mistake ends its own job only.
+    """
     try:
-        entry()
+        return action(config)
     except Interrupted as interruption:
         sys.exit(128 + int(interruption.args[0]))
     except UserError as error:
-        if wants_traceback:
+        if WANTS_TRACEBACK:
             raise
-        sys.exit(_told(str(error)))
+        code = _told(str(error))
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        sys.exit(code)
+
+
+def run_entry(entry: Callable[[], Any]) -> None:
+    """Run a Hydra entry; what Hydra refuses to compose is told in one line too."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        entry()
+    except UserError:
+        if WANTS_TRACEBACK:
+            raise
+        sys.exit(2)
     except (HydraException, OmegaConfBaseException) as error:
         from tpg.composition import composition_error
 
-        if wants_traceback:
+        if WANTS_TRACEBACK:
             raise
-        if isinstance(error.__cause__, UserError):
-            sys.exit(_told(str(error.__cause__)))
         sys.exit(_told(composition_error(error, sys.argv[1:], CONF)))
 
 

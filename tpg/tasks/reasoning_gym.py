@@ -13,8 +13,8 @@ from pydantic import Field
 
 from tpg.component import component
 from tpg.errors import UserError
-from tpg.tasks.base import Example, Examples, Task
 from tpg.spelling import did_you_mean
+from tpg.tasks.base import Example, Examples, Task
 
 MAX_DRAWS = 8
 """Questions drawn at most, in multiples of those wanted."""

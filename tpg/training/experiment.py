@@ -55,7 +55,9 @@ class Experiment:
         if not self.reward_model:
             raise UserError("reward_model is empty; name one or more terms, e.g. reward_model=[exact_answer]")
         if self.warm_start.steps and type(self.task).demonstrations is Task.demonstrations:
-            raise UserError(f"warm_start.steps={self.warm_start.steps}: {type(self.task).__name__} has no demonstrations")
+            raise UserError(
+                f"warm_start.steps={self.warm_start.steps}: {type(self.task).__name__} has no demonstrations"
+            )
         check_columns(self.reward_model, self.task.columns())
         self.task.check()
         self.policy.check()

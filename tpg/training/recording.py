@@ -3,10 +3,9 @@
 import math
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from lightning.pytorch import LightningModule, Trainer
 
 from tpg.training.experience import Experience
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient

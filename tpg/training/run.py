@@ -244,5 +244,3 @@ def _close() -> None:
 
     if wandb.run is not None:
         wandb.finish()
-
-
