@@ -1,8 +1,8 @@
 """Where, if anywhere, the divergence from the reference policy enters.
 
 Per token, `logratio = log pi - log pi_ref`. In the reward it is exact (k1 summed over the response); in the loss it is
-the gradient of a nearby quantity. k1 in the loss has zero expected gradient, and k2 or k3 in the reward point elsewhere:
-there is no option for them. (arXiv 2506.02553 for rewards, 2402.03300 for k3 in the loss.)
+the gradient of a nearby quantity. k1 in the loss has zero expected gradient, and k2 or k3 in the reward point
+elsewhere: there is no option for them. (arXiv 2506.02553 for rewards, 2402.03300 for k3 in the loss.)
 """
 
 from typing import ClassVar, Literal

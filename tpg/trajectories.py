@@ -139,4 +139,4 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
         padded.append(fields)
     terms = {name: torch.cat([part.reward_terms_B[name] for part in parts]) for name in parts[0].reward_terms_B}
     merged = {name: torch.cat([fields[name] for fields in padded]) for name in padded[0]}
-    return Trajectories(reward_terms_B=terms, **merged)  # type: ignore[arg-type]
+    return Trajectories(reward_terms_B=terms, **merged)

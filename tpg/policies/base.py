@@ -23,7 +23,7 @@ class LoRA:
     """Low-rank adapters on the linear layers; only they are trained. (arXiv 2106.09685.)"""
 
     rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: int = Field(default=32, ge=1)
     target_modules: str | list[str] = "all-linear"
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -33,12 +33,12 @@ class LoRA:
         targets = self.target_modules
         config = peft.LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_alpha=self.alpha,
             target_modules=targets if isinstance(targets, str) else list(targets),
             lora_dropout=0.0,
             task_type="CAUSAL_LM",
         )
-        return peft.get_peft_model(model, config)  # type: ignore[arg-type]
+        return peft.get_peft_model(model, config)
 
 
 @component
@@ -52,7 +52,7 @@ class PolicyOptions(ABC):
     gradient_checkpointing: bool = False
     lora: LoRA | None = None
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027
         """Raise `UserError` if what the policy is loaded from is missing. Loads nothing."""
 
     @abstractmethod

@@ -37,8 +37,8 @@ class Tiny(PolicyOptions):
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            attn_implementation=self.attention,
         )
+        config._attn_implementation = self.attention
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return LlamaForCausalLM(config).to(getattr(torch, self.dtype)), tokenizer

@@ -97,7 +97,7 @@ def _plain_generation(model: Any, pad_id: int, end_ids: frozenset[int], steps: i
     )
 
     def generate(*, logits_processor: list[_Sampler], **inputs: Any) -> Tensor:
-        return model.generate(**inputs, logits_processor=LogitsProcessorList(logits_processor))  # type: ignore[arg-type]
+        return model.generate(**inputs, logits_processor=LogitsProcessorList(logits_processor))
 
     model.generation_config = plain
     try:

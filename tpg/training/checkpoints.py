@@ -62,6 +62,10 @@ class Checkpoints(IterationCallback):
         self.iterations = iterations
         self.stop = stop
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen after Lightning has begun to, whose own handler would leave in the middle of an iteration."""
+        self.stop.install()
+
     def on_iteration_end(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
         """Save if it is time."""
         if iteration % self.options.every == 0 or iteration == self.iterations or self.stop.signal is not None:

@@ -2,8 +2,10 @@
 
 import os
 from abc import ABC, abstractmethod
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
 from pydantic import Field
 
@@ -50,14 +52,12 @@ class WandB(LoggerOptions):
 
     def build(self, folder: Path, config: dict[str, Any], run_id: str) -> Any:
         """Lightning's logger, with the iteration as the x axis."""
-        import wandb
+        os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported
         from lightning.pytorch.loggers import WandbLogger
 
         mode = self.mode
         if mode == "auto":
-            logged_in = bool(wandb.api.api_key) and os.environ.get("WANDB_MODE") != "offline"
-            mode = os.environ.get("WANDB_MODE", "online" if logged_in else "offline")  # type: ignore[assignment]
-        os.environ.setdefault("WANDB_SILENT", "true")
+            mode = os.environ.get("WANDB_MODE", "online" if _logged_in() else "offline")  # type: ignore[assignment]
         logger = WandbLogger(
             save_dir=folder,
             name=folder.name,
@@ -73,3 +73,14 @@ class WandB(LoggerOptions):
         logger.experiment.define_metric("iteration")
         logger.experiment.define_metric("*", step_metric="iteration")
         return logger
+
+
+def _logged_in() -> bool:
+    """Whether wandb would find a key: in the environment or in the file that `wandb login` writes."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False

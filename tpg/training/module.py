@@ -52,7 +52,7 @@ class TrajectoryPolicyGradient(LightningModule):
         """The iteration in hand, 1, 2, ...; 0 before the first."""
         return self.experience.iteration if self.experience else 0
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The optimizer, and a schedule that moves with its steps."""
         optimizer, schedule = self.optimizer_options.build(self, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

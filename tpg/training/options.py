@@ -72,7 +72,9 @@ class TrainerOptions:
     deterministic: bool = False
     detect_anomaly: bool = False
 
-    def build(self, iterations: int, folder: Path, callbacks: list[Any], loggers: list[Any], plugins: list[Any]) -> Any:
+    def build(
+        self, iterations: int, folder: Path | None, callbacks: list[Any], loggers: list[Any], plugins: list[Any]
+    ) -> Any:
         """A Trainer whose epochs are iterations."""
         from lightning.pytorch import Trainer
 
@@ -102,7 +104,7 @@ class Evaluation:
     """How the policy is tried on held-out prompts."""
 
     every: int = Field(default=10, ge=0)
-    """Iterations between two evaluations, the first before any update; the final policy is always evaluated. 0: never."""
+    """Iterations between two evaluations, the first before any update and one after the last; 0: never."""
     prompts: int | None = Field(default=None, ge=1)
     """At most so many held-out prompts; None: all."""
     responses_per_prompt: int = Field(default=1, ge=1)

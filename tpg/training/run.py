@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from safetensors.torch import load_model, save_model
 
@@ -109,7 +110,10 @@ def run(experiment: Experiment, prepared: Prepared, folder: RunFolder, config: M
             experiment.iterations, folder.path, callbacks, loggers, [AtomicCheckpointIO()]
         )
         try:
-            trainer.fit(module, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+            if checkpoint is not None and _iteration_of(checkpoint) >= experiment.iterations:
+                module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+            else:
+                trainer.fit(module, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
             final = None
             if experiment.evaluation.every:
                 with trainer.precision_plugin.forward_context():
@@ -144,8 +148,8 @@ def _announce(
     trainable = sum(parameter.numel() for parameter in prepared.policy.parameters() if parameter.requires_grad)
     held_out = len(prepared.held_out.prompts.token_ids)
     console.print(
-        f"[bold]{type(experiment.estimator).__name__}[/bold] on {type(experiment.task).__name__}, seed {experiment.seed}:"
-        f" {len(prepared.training.prompts.token_ids)} prompts to train on, {held_out} held out;"
+        f"[bold]{type(experiment.estimator).__name__}[/bold] on {type(experiment.task).__name__},"
+        f" seed {experiment.seed}: {len(prepared.training.prompts.token_ids)} prompts to train on, {held_out} held out;"
         f" {trainable / 1e6:.1f}M trainable parameters",
         highlight=False,
     )

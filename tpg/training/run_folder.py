@@ -55,14 +55,16 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         with self.metrics.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if (row.get("iteration") or "").isdigit()]
+            complete = [row for row in csv.DictReader(file) if None not in row.values()]
+        return [row for row in complete if row["iteration"].isdigit()]
 
     def cut_back(self, iteration: int) -> None:
         """Forget what was written of later iterations, a torn last line included."""
         rows = [row for row in self.rows() if int(row["iteration"]) <= iteration]
         self._rewrite_metrics(rows)
         if self.completions.exists():
-            lines = self.completions.read_text().splitlines()
+            # Not `splitlines`: a response may hold other separators of lines. A torn last line may end inside a character.
+            lines = self.completions.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [line for line in lines if (_iteration_of(line) or iteration + 1) <= iteration]
             write_atomically(self.completions, "".join(line + "\n" for line in kept))
 
@@ -78,7 +80,7 @@ class RunFolder:
 
     def add_completions(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append an iteration's completions, a JSON object a line."""
-        with self.completions.open("a") as file:
+        with self.completions.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def _rewrite_metrics(self, rows: list[dict[str, str]]) -> None:
@@ -101,7 +103,7 @@ def _iteration_of(line: str) -> int | None:
 def write_atomically(path: Path, text: str) -> None:
     """The whole text or the file as it was."""
     staging = path.with_suffix(".tmp")
-    with staging.open("w") as file:
+    with staging.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -1,0 +1,93 @@
+"""One policy on one task's held-out prompts, and the table that `tpg.evaluate` prints."""
+
+import math
+
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from tpg.component import component
+from tpg.errors import UserError
+from tpg.policies.base import Policy, PolicyOptions
+from tpg.randomness import Purpose, torch_seed
+from tpg.rewards.base import RewardTerm
+from tpg.rewards.model import RewardModel, check_columns
+from tpg.rollouts.engine import Engine
+from tpg.tasks.base import Task
+from tpg.tasks.rendering import render_prompts
+from tpg.training.evaluation import EvaluationResult, Evaluator
+from tpg.training.options import Evaluation, TrainerOptions
+from tpg.training.prompts import PromptStream
+from tpg.training.run import quiet_libraries
+
+
+@component
+class EvaluationRun:
+    """Everything that `tpg.evaluate` runs on."""
+
+    policy: PolicyOptions
+    task: Task
+    reward_model: dict[str, RewardTerm]
+    rollout: Engine
+    evaluation: Evaluation
+    trainer: TrainerOptions
+    seed: int = Field(ge=0, lt=2**62)
+    samples: int = Field(ge=0)
+    """Answers to show."""
+    reward_workers: int = Field(ge=1)
+
+    def check(self) -> list[str]:
+        """Raise `UserError` for what is missing or cannot go together; there is nothing to warn of."""
+        if not self.reward_model:
+            raise UserError("reward_model is empty; name one or more terms, e.g. reward_model=[exact_answer]")
+        check_columns(self.reward_model, self.task.columns())
+        self.task.check()
+        self.policy.check()
+        return []
+
+
+def judge(run: EvaluationRun) -> float:
+    """Evaluate, print the estimates and some answers, return the mean reward."""
+    quiet_libraries()
+    console = Console()
+    policy = run.policy.load(torch_seed(run.seed, Purpose.INITIALIZATION))
+    task, limit = run.task, run.rollout.max_prompt_tokens
+    examples = task.load(run.seed)
+    held_out = render_prompts(task, examples.evaluation, policy.tokenizer, limit, task.overlong_prompts)
+    for note in examples.notes:
+        console.print(f"note: {note}", highlight=False)
+    trainer = run.trainer.build(1, None, [], [], [])
+    policy.to(trainer.strategy.root_device)
+    with (
+        RewardModel(run.reward_model, run.reward_workers) as reward_model,
+        trainer.precision_plugin.forward_context(),
+        console.status(f"{len(held_out.token_ids)} prompts x {run.evaluation.responses_per_prompt} responses"),
+    ):
+        stream = PromptStream(held_out, run.seed)
+        result = Evaluator(run.evaluation, policy, run.rollout, stream, reward_model).evaluate()
+    _print(result, run, policy, console)
+    return result.estimates["reward"]
+
+
+def _print(result: EvaluationResult, run: EvaluationRun, policy: Policy, console: Console) -> None:
+    responses = run.evaluation.responses_per_prompt
+    prompts = len(result.samples) // responses
+    table = Table(title=f"{type(run.task).__name__}: {prompts} held-out prompts x {responses} responses")
+    table.add_column("estimate")
+    table.add_column("value", justify="right")
+    for name, value in result.estimates.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    answers = Table(title="sample answers", show_lines=True)
+    for column in ("prompt", "response", "answer", "reward"):
+        answers.add_column(column, overflow="fold")
+    for sample, reward in list(zip(result.samples, result.rewards, strict=True))[:: max(1, responses)][: run.samples]:
+        shown = "unscored" if math.isnan(reward) else f"{reward:.3f}"
+        answers.add_row(*(_plain(text) for text in (sample.prompt, sample.response, sample.answer or "", shown)))
+    if run.samples:
+        console.print(answers)
+
+
+def _plain(text: str) -> str:
+    """Text that the console takes as it is, brackets included."""
+    return text.replace("[", r"\[")
