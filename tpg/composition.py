@@ -1,18 +1,26 @@
 """From a composed config to typed options, with every mistake told in one line."""
 
-import difflib
+import dataclasses
+import importlib
+import json
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
-from hydra.utils import get_class
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from pydantic import ValidationError
 
 from tpg.errors import UserError
 from tpg.spelling import did_you_mean
 from tpg.training.experiment import Experiment
+
+T = TypeVar("T")
+NEEDS_VALUE = "{0}: has no value and needs one; set {0}=..."
 
 
 def to_experiment(config: DictConfig) -> Experiment:
@@ -20,16 +28,33 @@ def to_experiment(config: DictConfig) -> Experiment:
 
     Raises `UserError` at the first mistake.
     """
-    missing = OmegaConf.missing_keys(config)
-    if missing:
-        key = min(missing)
-        raise UserError(f"{key}: has no value and needs one; set {key}=...")
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    fields = {name: _build(node, name) for name, node in plain.items()}
+    return built(config, Experiment)
+
+
+def built(config: DictConfig, cls: type[T]) -> T:
+    """An instance of the component `cls` from a config with its fields. Raises `UserError` at the first mistake."""
+    fields = {name: _build(node, name) for name, node in resolved(config).items()}
     try:
-        return Experiment(**fields)
+        return cls(**fields)
     except ValidationError as error:
-        raise UserError(_one_line(error, "", Experiment)) from None
+        raise UserError(_one_line(error, "", cls)) from None
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain values. Raises `UserError` for a key that needs a value and has none."""
+    for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
+        if value == "???":
+            raise UserError(NEEDS_VALUE.format(key))
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return plain
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        yield key, node
+        return
+    for name, child in node.items():
+        yield from _leaves(child, f"{key}.{name}" if key else str(name))
 
 
 def _build(node: Any, key: str) -> Any:
@@ -39,76 +64,92 @@ def _build(node: Any, key: str) -> Any:
     if "_target_" not in node:
         return {name: _build(child, f"{key}.{name}") for name, child in node.items()}
     arguments = {name: value for name, value in node.items() if name != "_target_"}
-    target = str(node["_target_"])
-    if target.split(".")[0] in sys.stdlib_module_names:
-        raise UserError(f"{key}._target_={target}: only classes of tpg, torch, lightning, transformers or your own")
-    try:
-        cls = get_class(target)
-    except Exception as error:
-        raise UserError(f"{key}._target_={target}: {' '.join(str(error.__cause__ or error).split())}") from None
+    cls = _class(str(node["_target_"]), f"{key}._target_={node['_target_']}")
     try:
         return cls(**arguments)
     except ValidationError as error:
         raise UserError(_one_line(error, key, cls)) from None
-    except UserError:
-        raise
     except (TypeError, ValueError) as error:
-        raise UserError(f"{key}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{key}: {_squeezed(error)}") from None
 
 
-def _one_line(error: ValidationError, key: str, cls: Any) -> str:
+def _class(target: str, given: str) -> type:
+    module, _, name = target.rpartition(".")
+    if target.split(".")[0] in sys.stdlib_module_names:
+        raise UserError(f"{given}: only classes of tpg, torch, lightning, transformers or your own")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except AttributeError as error:
+        raise UserError(f"{given}: {_squeezed(error)}{did_you_mean(name, dir(error.obj))}") from None
+    except Exception as error:  # whatever the user's module raises
+        raise UserError(f"{given}: {_squeezed(error)}") from None
+    if not isinstance(found, type):
+        raise UserError(f"{given}: is no class")
+    return found
+
+
+def _one_line(error: ValidationError, key: str, cls: type) -> str:
     """The first complaint: the key, what was given, what is allowed."""
     first = error.errors()[0]
+    kind, value = first["type"], first["input"]
     path = ".".join(str(part) for part in (*filter(None, [key]), *first["loc"]))
-    names = list(getattr(cls, "__dataclass_fields__", {}))
-    if first["type"] == "unexpected_keyword_argument":
-        given = str(first["loc"][-1])
-        return f"{path}: no such key; {cls.__name__} has {', '.join(names)}{did_you_mean(given, names)}"
-    if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{path}: has no value and needs one; set {path}=..."
+    if kind == "unexpected_keyword_argument":
+        *way, given = map(str, first["loc"])
+        owner = _component_at(cls, way)
+        names = [field.name for field in dataclasses.fields(owner)]
+        has = ", ".join(names) or "no key"
+        return f"{path}: no such key; {owner.__name__} has {has}{did_you_mean(given, names)}"
+    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return NEEDS_VALUE.format(path)
+    if kind in ("is_instance_of", "dataclass_type"):
+        return f"{path}: expected an option of the group '{first['loc'][0]}', got {type(value).__name__}"
+    allowed = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if first["type"] == "is_instance_of" or first["type"] == "dataclass_type":
-        message = f"expected an option of the group '{first['loc'][0]}'"
-        return f"{path}: {message}, got {type(first['input']).__name__}"
-    return f"{path}={first['input']!r}: {message}"
+    shown = value if isinstance(value, str) else json.dumps(value, default=str)
+    return _squeezed(f"{path}={shown}: {message}{did_you_mean(str(value), allowed)}")
 
 
-def composition_error(error: Exception, overrides: list[str], conf: Path) -> str:
-    """What Hydra refused, in one line with the nearest right spelling."""
-    options = getattr(error, "options", None)
-    missing_file = getattr(error, "missing_cfg_file", None)
-    if options and missing_file:
-        group, _, given = str(missing_file).rpartition("/")
-        return f"{group}={given}: no such option; there are {', '.join(options)}{did_you_mean(given, options)}"
-    text = " ".join(str(error).split())
-    for override in overrides:
-        key = override.lstrip("+~").split("=")[0]
-        if f"'{key}'" in text or f"Could not override '{key}'" in text or f"override {key}" in text:
-            return f"{key}: no such key or group{did_you_mean(key, _known_keys(conf, key))}"
-    return text.split(" To append")[0].split(" Set the environment")[0]
+def _component_at(cls: Any, way: list[str]) -> Any:
+    """The component that the field at the end of the way holds."""
+    for name in way:
+        hint = get_type_hints(cls)[name]
+        cls = next(kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind))
+    return cls
 
 
-def _known_keys(conf: Path, key: str) -> Iterable[str]:
-    """Every group, every top-level key, and every key of the options of the group that `key` begins with."""
-    groups = sorted(folder.name for folder in conf.iterdir() if folder.is_dir())
-    top = [str(name) for name in OmegaConf.load(conf / "train.yaml") if name != "defaults"]  # type: ignore[union-attr]
-    group, _, _ = key.partition(".")
-    if group not in groups:
-        near = difflib.get_close_matches(group, [*groups, *top], 1)
-        group = near[0] if near else ""
-    inside = []
-    for file in sorted((conf / group).glob("*.yaml")) if group in groups else []:
-        inside += [f"{group}.{name}" for name in _leaves(OmegaConf.to_container(OmegaConf.load(file)))]
-    return list(dict.fromkeys([*groups, *top, *inside]))
+def composition_error(error: BaseException, overrides: Sequence[str], conf: Path) -> str:
+    """What Hydra or OmegaConf refused, in one line with the nearest right spelling."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, given = error.missing_cfg_file.rpartition("/")
+        options = error.options or sorted(file.stem for file in (conf / group).glob("*.yaml"))
+        place = group or "--config-name"
+        return f"{place}={given}: no such option; there are {', '.join(options)}{did_you_mean(given, options)}"
+    origin = error.__cause__ or error
+    if isinstance(origin, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(origin.parent_node):
+        owner = str(origin.parent_node._get_full_key(None))
+        groups = [] if owner else [folder.name for folder in conf.iterdir() if folder.is_dir()]
+        names = sorted({*map(str, origin.parent_node), *groups} - {"hydra", "_target_"})
+        has = f"{owner or 'a config'} has {', '.join(names) or 'no key'}"
+        return f"{origin.full_key}: no such key; {has}{did_you_mean(str(origin.key), names)}"
+    if isinstance(origin, OmegaConfBaseException) and origin.full_key:
+        return f"{origin.full_key}: {str(origin.msg).splitlines()[0]}"
+    told = _squeezed(str(error).split("Config search path")[0].split("See https")[0]) or _squeezed(origin)
+    given = getattr(error, "override", None) or _blamed(told, overrides, conf)
+    return f"{given}: {told}"
 
 
-def _leaves(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, dict):
-        return []
-    names = [name for name in node if isinstance(name, str) and name not in ("_target_", "defaults")]
-    return [prefix + name for name in names] + [
-        leaf for name in names for leaf in _leaves(node[name], f"{prefix}{name}.")
-    ]
+def _blamed(told: str, overrides: Sequence[str], conf: Path) -> str:
+    """The override that a message speaks of; one that gives a group no option; else all of them."""
+    keys = {override: override.lstrip("+~").split("=")[0] for override in overrides}
+    named = [override for override, key in keys.items() if key in re.findall(r"[\w.@/]+", told)]
+    groups = [override for override, key in keys.items() if key and (conf / key).is_dir()]
+    value_of = {override: OverridesParser.create().parse_override(override).value() for override in groups}
+    optionless = [override for override, value in value_of.items() if not isinstance(value, str | list)]
+    return (named or optionless or [" ".join(overrides)])[0]
+
+
+def _squeezed(message: object) -> str:
+    return " ".join(str(message).split())
 
 
 def find_user_modules() -> None:

@@ -1,7 +1,9 @@
 """Train a policy: `python -m tpg.train algorithm=grpo task=addition`. See `--help`."""
 
+import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -34,8 +36,8 @@ def train(config: DictConfig) -> float:
 
     find_user_modules()
     if config.resume is not None:
-        folder = RunFolder.opened(Path(config.resume))
-        stored = _stored_config(folder.config)
+        folder = _opened(Path(config.resume))
+        stored = _stored_config(folder.config, config)
     else:
         folder = RunFolder(_new_folder(config))
         stored = _own_config(config)
@@ -47,7 +49,10 @@ def train(config: DictConfig) -> float:
         RunFolder.refuse_other_run(folder.path)
     prepared = prepare(experiment)
     if config.resume is None:
-        folder.create(OmegaConf.to_yaml(OmegaConf.create(stored)))
+        try:
+            folder.create(OmegaConf.to_yaml(OmegaConf.create(stored)))
+        except OSError as error:
+            raise UserError(f"run_dir={folder.path}: cannot be made: {error.strerror}") from error
     try:
         summary = run(experiment, prepared, folder, stored)
     except Interrupted:
@@ -63,22 +68,30 @@ BOOKKEEPING = ("run_dir", "resume", "run_id", "choices")
 
 def _own_config(config: DictConfig) -> dict[str, Any]:
     """The resolved config, with the options that were chosen and the run's id."""
-    missing = OmegaConf.missing_keys(config)
-    if missing:
-        raise UserError(f"{min(missing)}: has no value and needs one; set {min(missing)}=...")
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+    from tpg.composition import resolved
+
+    plain = resolved(config)
     chosen = HydraConfig.get().runtime.choices
     choices = {str(k): v for k, v in chosen.items() if not str(k).startswith("hydra/")}
     return {**plain, "choices": choices, "run_id": os.urandom(4).hex()}
 
 
-def _stored_config(path: Path) -> dict[str, Any]:
+def _opened(path: Path) -> Any:
+    from tpg.training.run_folder import RunFolder
+
+    try:
+        return RunFolder.opened(path)
+    except UserError as error:
+        raise UserError(f"resume={error}") from None
+
+
+def _stored_config(path: Path, given: DictConfig) -> dict[str, Any]:
     """The config of the run that is continued; only the number of iterations may be given anew."""
     stored: Any = OmegaConf.to_container(OmegaConf.load(path))
     for override in HydraConfig.get().overrides.task:
-        key, _, value = override.partition("=")
+        key = override.split("=")[0]
         if key == "iterations":
-            stored["iterations"] = int(value)
+            stored["iterations"] = given.iterations
         elif key != "resume":
             raise UserError(
                 f"{key}: resume continues with the run's own config; only iterations= may be given beside it"
@@ -96,48 +109,59 @@ def _new_folder(config: DictConfig) -> Path:
     if config.run_dir is not None:
         return Path(config.run_dir).absolute()
     choices = hydra_config.runtime.choices
-    parent = Path("outputs") / f"{choices.get('algorithm') or choices['estimator']}-{choices['task']}"
+    parent = Path("outputs") / f"{choices.get('algorithm') or choices.get('estimator')}-{choices.get('task')}"
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     taken = sum(1 for _ in parent.glob(f"{name}*"))
     return (parent / (f"{name}-{taken}" if taken else name)).absolute()
 
 
+FAILED: list[int] = []
+"""Exit codes of the jobs of this process that failed and have told why."""
+
+
 def reported(action: Callable[[DictConfig], float], config: DictConfig) -> float:
     """Run a job; a user's mistake ends in one line and exit code 2, an interruption in 130 or 143.
 
-    In a multirun a mistake ends its own job only.
+    In a multirun a failure ends its own job only, whose value is NaN.
     """
     try:
         return action(config)
     except Interrupted as interruption:
         sys.exit(128 + int(interruption.args[0]))
-    except UserError as error:
+    except Exception as error:
         if WANTS_TRACEBACK:
             raise
-        code = _told(str(error))
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        sys.exit(code)
+        FAILED.append(_told(error))
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return math.nan
+    sys.exit(FAILED.pop())
 
 
 def run_entry(entry: Callable[[], Any]) -> None:
     """Run a Hydra entry; what Hydra refuses to compose is told in one line too."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    FAILED.clear()
     try:
         entry()
-    except UserError:
+    except Exception as error:
         if WANTS_TRACEBACK:
             raise
-        sys.exit(2)
-    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(_told(error, composing=True))
+    if FAILED:
+        sys.exit(max(FAILED))
+
+
+def _told(error: Exception, composing: bool = False) -> int:
+    """Tell a user's mistake in one line, anything else with its traceback; the exit code."""
+    if isinstance(error, UserError):
+        message = " ".join(str(error).split())
+    elif composing or isinstance(error, HydraException | OmegaConfBaseException):
         from tpg.composition import composition_error
 
-        if WANTS_TRACEBACK:
-            raise
-        sys.exit(_told(composition_error(error, sys.argv[1:], CONF)))
-
-
-def _told(message: str) -> int:
+        message = composition_error(error, [word for word in sys.argv[1:] if not word.startswith("-")], CONF)
+    else:
+        traceback.print_exception(error)
+        return 1
     print(f"error: {message}", file=sys.stderr)
     return 2
 

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-def draw_learning_curve(
-    path: Path, rows: Sequence[Mapping[str, str]], final: Mapping[str, float], iterations: int
-) -> None:
+def draw_learning_curve(path: Path, title: str, rows: Sequence[Mapping[str, str]], final: Mapping[str, float]) -> None:
     """Reward by iteration, with the spread within groups, and the held-out reward where it was measured."""
     import matplotlib
 
@@ -24,10 +22,10 @@ def draw_learning_curve(
     measured = [(int(row["iteration"]), float(row["eval/reward"])) for row in rows if row.get("eval/reward")]
     if "eval/reward" in final:
         # Row i is measured before update i, so the final policy stands one to the right.
-        measured.append((iterations + 1, final["eval/reward"]))
+        measured.append((x[-1] + 1, final["eval/reward"]))
     if measured:
         axes.plot(*zip(*measured, strict=True), "o--", color="#c05621", markersize=6, label="held-out reward")
-    axes.set(xlabel="iteration", ylabel="mean reward", title=path.parent.parent.name or "reward")
+    axes.set(xlabel="iteration", ylabel="mean reward", title=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="best")

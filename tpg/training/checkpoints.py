@@ -68,6 +68,7 @@ class Checkpoints(IterationCallback):
 
     def on_iteration_end(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
         """Save if it is time."""
+        self._ended = iteration
         if iteration % self.options.every == 0 or iteration == self.iterations or self.stop.signal is not None:
             self._save(module.trainer, iteration)
         self.stop.check()
@@ -75,7 +76,8 @@ class Checkpoints(IterationCallback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the boundary that an interrupted rollout left untouched."""
         if isinstance(exception, Interrupted):
-            self._save(trainer, trainer.current_epoch)
+            # Lightning counts an epoch only after the hooks of its end, in one of which this may have been raised.
+            self._save(trainer, max(trainer.current_epoch, self._ended))
 
     def _save(self, trainer: Trainer, iteration: int) -> None:
         path = self.folder.checkpoints / f"iteration-{iteration:06d}.ckpt"

@@ -27,7 +27,7 @@ class Experiment:
     iterations: int = Field(ge=1)
     policy: PolicyOptions
     task: Task
-    reward_model: dict[str, RewardTerm]
+    reward_model: dict[str, RewardTerm] = Field(default_factory=dict)
     reward_workers: int = Field(ge=1)
     """Processes that score responses."""
     estimator: Estimator
@@ -41,35 +41,44 @@ class Experiment:
     trainer: TrainerOptions
     evaluation: Evaluation
     checkpoint: Checkpointing
-    logger: dict[str, LoggerOptions]
-    callbacks: dict[str, Any]
+    logger: dict[str, LoggerOptions] = Field(default_factory=dict)
+    callbacks: dict[str, Any] = Field(default_factory=dict)
 
     def check(self) -> list[str]:
         """Raise `UserError` for options that cannot go together or are missing; return warnings, a line each."""
         group, needed = self.rollout.responses_per_prompt, self.estimator.min_group
         if group < needed:
             raise UserError(
-                f"rollout.responses_per_prompt={group}: estimator {type(self.estimator).__name__} compares the responses"
-                f" to one prompt and needs at least {needed}"
+                f"rollout.responses_per_prompt={group}: estimator {type(self.estimator).__name__} compares the"
+                f" responses to one prompt and needs at least {needed}"
             )
         if not self.reward_model:
-            raise UserError("reward_model is empty; name one or more terms, e.g. reward_model=[exact_answer]")
+            raise UserError("reward_model: is empty; name one or more terms, e.g. reward_model=[exact_answer]")
         if self.warm_start.steps and type(self.task).demonstrations is Task.demonstrations:
             raise UserError(
                 f"warm_start.steps={self.warm_start.steps}: {type(self.task).__name__} has no demonstrations"
             )
+        self._check_callbacks()
         check_columns(self.reward_model, self.task.columns())
         self.task.check()
         self.policy.check()
         return list(self._warnings())
+
+    def _check_callbacks(self) -> None:
+        from lightning.pytorch import Callback
+
+        for name, callback in self.callbacks.items():
+            if not isinstance(callback, Callback):
+                kind = type(callback).__name__
+                raise UserError(f"callbacks.{name}: expected a Lightning Callback (_target_: ...), got {kind}")
 
     def _warnings(self) -> Any:
         responses = self.rollout.prompts * self.rollout.responses_per_prompt
         steps = self.update.steps(responses)
         if steps > 1 and not self.objective.off_policy:
             yield (
-                f"{steps} optimizer steps an iteration, but objective {type(self.objective).__name__} corrects for none:"
-                " all but the first are off-policy; objective=ppo_clip corrects"
+                f"{steps} optimizer steps an iteration, but objective {type(self.objective).__name__} corrects for"
+                " none: all but the first are off-policy; objective=ppo_clip corrects"
             )
         if self.rollout.sampling.truncates:
             yield (

@@ -163,7 +163,7 @@ def _announce(
     for note in prepared.notes:
         console.print(f"note: {note}", highlight=False)
     begun = f"continuing after iteration {_iteration_of(checkpoint)} of" if checkpoint else "run folder"
-    console.print(f"{begun} {folder.path}", highlight=False)
+    console.print(f"{begun} {_shown(folder.path)}", highlight=False)
 
 
 def _warm_start(experiment: Experiment, policy: Policy, folder: RunFolder, console: Console) -> None:
@@ -205,14 +205,15 @@ def _finish(
         "reward/first": rewards[0],
         "reward/last": rewards[-1],
         "reward/best": max(rewards),
-        **{f"{name}": value for name, value in evaluated.items()},
+        **evaluated,
         "num_tokens": int(last["num_tokens"]),
         "seconds": sum(float(row["step_time"]) for row in rows),
         "unscored": int(sum(float(row["completions/unscored"]) for row in rows)),
         "last": last,
     }
     policy.save(folder.policy)
-    draw_learning_curve(folder.learning_curve, rows, evaluated, experiment.iterations)
+    title = f"{type(experiment.estimator).__name__} on {type(experiment.task).__name__}, seed {experiment.seed}"
+    draw_learning_curve(folder.learning_curve, title, rows, evaluated)
     write_atomically(folder.summary, json.dumps(summary, indent=2) + "\n")
     for logger in loggers:
         if hasattr(logger.experiment, "summary"):
@@ -240,7 +241,12 @@ def _print_summary(summary: dict[str, Any], rows: list[dict[str, str]], folder: 
     }
     for name, place in places.items():
         if place is not None and place.exists():
-            console.print(f"{name:15} {place}", highlight=False)
+            console.print(f"{name:15} {_shown(place)}", highlight=False)
+
+
+def _shown(path: Path) -> Path:
+    """The path as one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _close() -> None:
