@@ -39,11 +39,11 @@ overlong_prompts: raise
 """
 
 
-def train(folder, *overrides):
+def train(folder, *overrides, flags=()):
     (folder / "mine.py").write_text(TASK)
     (folder / "my_conf" / "task").mkdir(parents=True, exist_ok=True)
     (folder / "my_conf" / "task" / "echo.yaml").write_text(OPTION)
-    command = [sys.executable, "-m", "tpg.train", "--config-dir", "my_conf", "debug=fast", "task=echo", *overrides]
+    command = [sys.executable, "-m", "tpg.train", *flags, "--config-dir", "my_conf", "debug=fast", "task=echo", *overrides]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
@@ -75,9 +75,10 @@ def test_a_hanging_reward_leaves_everything_unscored_and_the_run_goes_on(tmp_pat
 
 def test_a_multirun_makes_a_folder_a_job_and_outlives_a_bad_one(tmp_path):
     done = train(
-        tmp_path, "-m", "reward_model=[function]", "reward_model.function.function=mine:has_letter",
-        "algorithm=rloo,remax", "rollout.responses_per_prompt=1,2", "hydra.sweep.dir=sweep",
+        tmp_path, "reward_model=[function]", "reward_model.function.function=mine:has_letter",
+        "algorithm=rloo,remax", "rollout.responses_per_prompt=1,2", "hydra.sweep.dir=sweep", flags=["-m"],
     )  # fmt: skip
+    assert (tmp_path / "sweep").is_dir(), done.stderr
     folders = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     assert [name.split("-")[0] for name in folders] == ["1", "2", "3"]
     assert done.stderr.count("error: rollout.responses_per_prompt=1") == 1

@@ -100,16 +100,16 @@ def _stored_config(path: Path, given: DictConfig) -> dict[str, Any]:
 
 
 def _new_folder(config: DictConfig) -> Path:
+    """Where the run will live; in a multirun a folder for each job."""
     hydra_config = HydraConfig.get()
-    overrides = ",".join(o for o in hydra_config.overrides.task if not o.startswith("run_dir="))
-    readable = "".join(c if c.isalnum() or c in "=,.-_" else "-" for c in overrides)[:120]
+    choices = hydra_config.runtime.choices
+    method = f"{choices.get('algorithm') or choices.get('estimator')}-{choices.get('task')}"
     if hydra_config.mode == RunMode.MULTIRUN:
         parent = Path(config.run_dir or hydra_config.sweep.dir)
-        return (parent / f"{hydra_config.job.num}-{readable}").absolute()
+        return (parent / f"{hydra_config.job.num}-{method}-seed{config.seed}").absolute()
     if config.run_dir is not None:
         return Path(config.run_dir).absolute()
-    choices = hydra_config.runtime.choices
-    parent = Path("outputs") / f"{choices.get('algorithm') or choices.get('estimator')}-{choices.get('task')}"
+    parent = Path("outputs") / method
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     taken = sum(1 for _ in parent.glob(f"{name}*"))
     return (parent / (f"{name}-{taken}" if taken else name)).absolute()

@@ -1,0 +1,166 @@
+"""Every shipped option composes and builds, and says all that it has."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from tpg.aggregation import Constant
+from tpg.composition import to_experiment
+from tpg.estimators.group import GRPO
+from tpg.estimators.rloo import RLOO
+from tpg.kl import KLInLoss, NoKL
+from tpg.objectives.ppo_clip import PPOClip
+from tpg.tasks.sort import Sort
+
+CONF = Path(__file__).parents[1] / "conf"
+FILES = sorted(CONF.glob("*/*.yaml"))
+GROUPS = sorted({file.parent.name for file in FILES})
+LISTS = {"reward_model", "logger"}
+PRESETS = {"algorithm", "experiment", "debug"}
+
+NEEDED = {
+    "policy=huggingface": ["policy.path=somewhere"],
+    "task=dataset": ["task.path={data}", "reward_model=[exact_answer]"],
+    "task=reasoning_gym": ["task.dataset=chain_sum"],
+    "task=sort": ["reward_model=[sorted_digits]"],
+    "reward_model=function": ["reward_model.function.function=os.path:basename"],
+    "reward_model=length": ["reward_model.length.target_tokens=5"],
+    "reward_model=overlong": ["reward_model.overlong.max_tokens=20", "reward_model.overlong.buffer_tokens=5"],
+    "reward_model=reasoning_gym": ["task=reasoning_gym", "task.dataset=chain_sum"],
+    "reward_model=regex": ["reward_model.regex.pattern=a"],
+    "reward_model=sorted_digits": ["task=sort"],
+    "warm_start=supervised": ["task=sort", "reward_model=[sorted_digits]"],
+}
+"""What an option needs beside itself: values for its ???, and the task that its rewards read."""
+
+
+def composed(*overrides):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose("train", overrides=list(overrides))
+    return OmegaConf.create({key: value for key, value in config.items() if key not in ("run_dir", "resume")})
+
+
+def experiment(*overrides):
+    return to_experiment(composed(*overrides))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{i}?", "answer": str(i)}) + "\n" for i in range(20)))
+    return path
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}={file.stem}")
+def test_every_option_composes_and_builds(file, data):
+    group, option = file.parent.name, file.stem
+    chosen = f"{group}={option}"
+    needed = [override.format(data=data) for override in NEEDED.get(chosen, [])]
+    given = f"{group}=[{option}]" if group in LISTS else chosen
+    made = experiment(given, *needed)
+    if chosen != "policy=huggingface":
+        made.check()
+    if group in LISTS:
+        assert list(getattr(made, group)) == [option]
+    elif group not in PRESETS | {"callbacks"}:
+        target = OmegaConf.load(file)._target_
+        assert type(getattr(made, group)) is get_class(target)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}={file.stem}")
+def test_every_option_begins_with_what_it_is_and_what_is_overridden(file):
+    lines = file.read_text().splitlines()
+    package, lines = lines[0].startswith("# @package"), lines[lines[0].startswith("# @package") :]
+    assert package == (file.parent.name in PRESETS)
+    assert lines[0].startswith("# ")
+    assert len(lines[0]) > 20
+    comments = [line for line in lines if line.startswith("#")]
+    assert any(word in " ".join(comments) for word in ("Most overridden", "Most often", "most overridden", "no key"))
+
+
+def nodes(file):
+    """The components that an option file describes, by the name of each."""
+    config = OmegaConf.to_container(OmegaConf.load(file)) or {}
+    for name, node in {"": config, **config}.items():
+        if isinstance(node, dict) and "_target_" in node:
+            yield name, node
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in FILES if file.parent.name not in PRESETS | {"callbacks"}],
+    ids=lambda file: f"{file.parent.name}={file.stem}",
+)
+def test_every_option_lists_every_field_of_its_component(file):
+    found = list(nodes(file))
+    assert len(found) == 1
+    name, node = found[0]
+    cls = get_class(node["_target_"])
+    assert set(node) - {"_target_"} == {field.name for field in dataclasses.fields(cls)}
+    assert name == (file.stem if file.parent.name in LISTS else "")
+    for field in dataclasses.fields(cls):
+        value = node[field.name]
+        if file.stem in ("regex", "ppo_clip_higher") or value == "???" or str(value).startswith("${"):
+            continue
+        if field.default is not dataclasses.MISSING and not hasattr(field.default, "default"):
+            if file.parent.name in ("trainer", "warm_start"):
+                continue
+            assert value == field.default, field.name
+
+
+def test_the_defaults_name_every_group_once():
+    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"))["defaults"]
+    named = [next(iter(entry)) for entry in defaults if isinstance(entry, dict)]
+    assert sorted(name for name in named if not name.startswith("override ")) == GROUPS
+    assert defaults[0] == "_self_"
+    assert named[-5:-2] == ["algorithm", "experiment", "debug"]
+
+
+def test_the_defaults_alone_are_an_experiment():
+    assert experiment().check() == []
+
+
+def test_an_algorithm_is_a_choice_of_options_and_one_of_them_can_be_swapped():
+    grpo = experiment("algorithm=grpo")
+    swapped = experiment("algorithm=grpo", "estimator=rloo")
+    assert isinstance(grpo.estimator, GRPO)
+    assert isinstance(swapped.estimator, RLOO)
+    assert swapped == dataclasses.replace(grpo, estimator=swapped.estimator)
+    assert isinstance(swapped.objective, PPOClip)
+    assert isinstance(swapped.kl, KLInLoss)
+    assert isinstance(experiment("algorithm=grpo", "kl=none").kl, NoKL)
+    assert isinstance(experiment("algorithm=dr_grpo").aggregation, Constant)
+
+
+def test_swapping_leaves_no_key_of_the_option_that_was_there():
+    assert "epsilon" not in composed("algorithm=grpo", "estimator=rloo").estimator
+    assert "clip_low" not in composed("algorithm=grpo", "objective=policy_gradient").objective
+
+
+def test_an_experiment_wins_over_the_defaults_and_the_command_line_over_both():
+    assert experiment().iterations == 20
+    sort = experiment("experiment=sort")
+    assert (sort.iterations, sort.rollout.prompts, sort.optimizer.lr) == (120, 64, 1e-4)
+    assert isinstance(sort.task, Sort)
+    overridden = experiment("experiment=sort", "iterations=7", "rollout.prompts=3", "task.digits=4")
+    assert (overridden.iterations, overridden.rollout.prompts, overridden.task.digits) == (7, 3, 4)
+    assert overridden.rollout.responses_per_prompt == sort.rollout.responses_per_prompt == 8
+    assert isinstance(experiment("experiment=sort", "algorithm=grpo").estimator, GRPO)
+
+
+def test_debug_wins_over_an_experiment():
+    fast = experiment("experiment=sort", "debug=fast")
+    assert (fast.iterations, fast.rollout.prompts, list(fast.logger)) == (2, 2, ["csv"])
+    assert isinstance(fast.task, Sort)
+    assert experiment("experiment=sort", "debug=fast", "iterations=3").iterations == 3
+
+
+def test_reward_terms_are_listed():
+    made = experiment("reward_model=[last_number,length]", "reward_model.length.target_tokens=5")
+    assert list(made.reward_model) == ["last_number", "length"]
+    assert made.reward_model["length"].tolerance_tokens == 5
