@@ -4,7 +4,7 @@ import csv
 import subprocess
 import sys
 
-TASK = '''
+TASK = """
 from tpg.component import component
 from tpg.tasks.base import Example, Examples, Task
 
@@ -29,7 +29,7 @@ def sleeps(response):
     import time
 
     time.sleep(60)
-'''
+"""
 OPTION = """
 _target_: mine.Echo
 size: 8
@@ -43,7 +43,17 @@ def train(folder, *overrides, flags=()):
     (folder / "mine.py").write_text(TASK)
     (folder / "my_conf" / "task").mkdir(parents=True, exist_ok=True)
     (folder / "my_conf" / "task" / "echo.yaml").write_text(OPTION)
-    command = [sys.executable, "-m", "tpg.train", *flags, "--config-dir", "my_conf", "debug=fast", "task=echo", *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "tpg.train",
+        *flags,
+        "--config-dir",
+        "my_conf",
+        "debug=fast",
+        "task=echo",
+        *overrides,
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 

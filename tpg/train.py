@@ -32,7 +32,7 @@ def train(config: DictConfig) -> float:
     """What `job` does, mistakes raised."""
     from tpg.composition import find_user_modules, to_experiment
     from tpg.training.run import prepare, run
-    from tpg.training.run_folder import RunFolder
+    from tpg.training.run_folder import RunFolder, write_atomically
 
     find_user_modules()
     if config.resume is not None:
@@ -48,7 +48,9 @@ def train(config: DictConfig) -> float:
     if config.resume is None:
         RunFolder.refuse_other_run(folder.path)
     prepared = prepare(experiment)
-    if config.resume is None:
+    if config.resume is not None:
+        write_atomically(folder.config, OmegaConf.to_yaml(OmegaConf.create(stored)))
+    else:
         try:
             folder.create(OmegaConf.to_yaml(OmegaConf.create(stored)))
         except OSError as error:

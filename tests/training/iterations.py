@@ -90,9 +90,7 @@ def trained(
     policy = tiny_policy(hidden_size=16, layers=2).to(dtype)
     policy.model.generation_config.eos_token_id = [1, *range(60, 80)]  # so that responses end, at many lengths
     rows = 8
-    prompts = Rendered(
-        tuple(Example(str(row)) for row in range(rows)), tuple((10 + row, 40) for row in range(rows)), 0
-    )
+    prompts = Rendered(tuple(Example(str(row)) for row in range(rows)), tuple((10 + row, 40) for row in range(rows)), 0)
     collector = (Collector if skip else UnskippedCollector)(
         policy=policy,
         engine=engine,

@@ -9,12 +9,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-TINY = (
-    "policy=tiny policy.hidden_size=32 policy.layers=2 task=sort reward_model=[sorted_digits,length]"
-    " reward_model.length.target_tokens=6 logger=[csv] trainer=cpu reward_workers=1"
-    " rollout.prompts=4 rollout.responses_per_prompt=4 rollout.max_response_tokens=10 rollout.max_prompt_tokens=32"
-    " optimizer.lr=1e-3 evaluation.every=2 evaluation.prompts=8"
-).split()
+TINY = [
+    "policy=tiny",
+    "policy.hidden_size=32",
+    "policy.layers=2",
+    "task=sort",
+    "reward_model=[sorted_digits,length]",
+    "reward_model.length.target_tokens=6",
+    "logger=[csv]",
+    "trainer=cpu",
+    "reward_workers=1",
+    "rollout.prompts=4",
+    "rollout.responses_per_prompt=4",
+    "rollout.max_response_tokens=10",
+    "rollout.max_prompt_tokens=32",
+    "optimizer.lr=1e-3",
+    "evaluation.every=2",
+    "evaluation.prompts=8",
+]
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen:

@@ -10,9 +10,9 @@ from processes import TINY, has_rows, interrupted, reproducible, resume, rows, t
 
 RUN = [
     *TINY,
-    *"warm_start=supervised warm_start.steps=20 iterations=6 checkpoint.every=2 estimator=reinforce_ema".split(),
-    *"optimizer.schedule=cosine optimizer.warmup_steps=2 objective=ppo_clip".split(),
-    *"update.epochs=2 update.responses_per_minibatch=8 update.responses_per_microbatch=3".split(),
+    *["warm_start=supervised", "warm_start.steps=20", "iterations=6", "checkpoint.every=2", "estimator=reinforce_ema"],
+    *["optimizer.schedule=cosine", "optimizer.warmup_steps=2", "objective=ppo_clip"],
+    *["update.epochs=2", "update.responses_per_minibatch=8", "update.responses_per_microbatch=3"],
 ]
 LATE = random.SystemRandom().uniform(0.0, 0.4)
 

@@ -27,7 +27,12 @@ def test_a_new_column_leaves_earlier_rows_empty_there(folder):
     folder.add_row({"iteration": 1, "reward": 0.5})
     folder.add_row({"iteration": 2, "eval/reward": 0.25, "reward": 0.75})
     folder.add_row({"iteration": 3, "reward": 1.0})
-    assert folder.metrics.read_text().splitlines() == ["iteration,reward,eval/reward", "1,0.5,", "2,0.75,0.25", "3,1.0,"]
+    assert folder.metrics.read_text().splitlines() == [
+        "iteration,reward,eval/reward",
+        "1,0.5,",
+        "2,0.75,0.25",
+        "3,1.0,",
+    ]
     assert [row["reward"] for row in folder.rows()] == ["0.5", "0.75", "1.0"]
 
 

@@ -52,14 +52,15 @@ class WandB(LoggerOptions):
 
     def build(self, folder: Path, config: dict[str, Any], run_id: str) -> Any:
         """Lightning's logger, with the iteration as the x axis."""
-        os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported
+        import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        mode = self.mode
+        mode: Any = self.mode
         if mode == "auto":
-            mode = os.environ.get("WANDB_MODE", "online" if _logged_in() else "offline")  # type: ignore[assignment]
-        logger = WandbLogger(
-            save_dir=folder,
+            mode = os.environ.get("WANDB_MODE", "online" if _logged_in() else "offline")
+        folder.joinpath("wandb").mkdir(exist_ok=True)
+        run = wandb.init(
+            dir=folder,
             name=folder.name,
             id=run_id,
             project=self.project,
@@ -69,10 +70,11 @@ class WandB(LoggerOptions):
             config=config,
             mode=mode,
             resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(silent=True),
         )
-        logger.experiment.define_metric("iteration")
-        logger.experiment.define_metric("*", step_metric="iteration")
-        return logger
+        run.define_metric("iteration")
+        run.define_metric("*", step_metric="iteration")
+        return WandbLogger(experiment=run)
 
 
 def _logged_in() -> bool:

@@ -57,6 +57,12 @@ class TrajectoryPolicyGradient(LightningModule):
         optimizer, schedule = self.optimizer_options.build(self, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Take the learning rate from the schedule: a checkpoint's may belong to a run of fewer iterations."""
+        schedule: Any = self.lr_schedulers()
+        for group, base in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
+            group["lr"] = base * self.optimizer_options.factor(schedule.last_epoch, self.total_steps)
+
     def train_dataloader(self) -> ExperienceLoader:
         """The next iteration's experience."""
         self.metrics = {}

@@ -67,9 +67,9 @@ def run(experiment: Experiment, prepared: Prepared, folder: RunFolder, config: M
     checkpoint = folder.newest_checkpoint()
     _announce(experiment, prepared, folder, checkpoint, console)
     policy = prepared.policy
-    _warm_start(experiment, policy, folder, console)
     stop = StopRequest()
     stop.install()
+    _warm_start(experiment, policy, folder, console, stop)
     with RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model:
         collector = Collector(
             policy=policy,
@@ -166,7 +166,7 @@ def _announce(
     console.print(f"{begun} {_shown(folder.path)}", highlight=False)
 
 
-def _warm_start(experiment: Experiment, policy: Policy, folder: RunFolder, console: Console) -> None:
+def _warm_start(experiment: Experiment, policy: Policy, folder: RunFolder, console: Console, stop: StopRequest) -> None:
     if not experiment.warm_start.steps:
         return
     kept = folder.path / "warm_start.safetensors"
@@ -177,6 +177,7 @@ def _warm_start(experiment: Experiment, policy: Policy, folder: RunFolder, conso
         losses = []
 
         def show(loss: float) -> None:
+            stop.check()
             losses.append(loss)
             status.update(f"warm start {len(losses)}/{experiment.warm_start.steps}  loss {loss:.3f}")
 

@@ -63,7 +63,7 @@ class RunFolder:
         rows = [row for row in self.rows() if int(row["iteration"]) <= iteration]
         self._rewrite_metrics(rows)
         if self.completions.exists():
-            # Not `splitlines`: a response may hold other separators of lines. A torn last line may end inside a character.
+            # Not `splitlines`: responses hold other line separators too. A torn last line may end inside a character.
             lines = self.completions.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [line for line in lines if (_iteration_of(line) or iteration + 1) <= iteration]
             write_atomically(self.completions, "".join(line + "\n" for line in kept))
