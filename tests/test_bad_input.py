@@ -65,6 +65,7 @@ MISTAKES = {
     # Missing values
     "task=dataset": "task.path: has no value and needs one; set task.path=...",
     "task=reasoning_gym": "task.dataset: has no value and needs one; set task.dataset=...",
+    "policy=tiny policy.heads=3": "policy.heads=3: hidden_size=128 must be a multiple of twice the heads",
     "policy=huggingface": "policy.path: has no value and needs one; set policy.path=...",
     "reward_model=regex": "reward_model.regex.pattern: has no value and needs one; set reward_model.regex.pattern=...",
     "reward_model=length": "reward_model.length.target_tokens: has no value and needs one; set ...",

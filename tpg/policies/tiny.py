@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from tpg.component import component
 from tpg.policies.base import PolicyOptions
@@ -19,6 +19,14 @@ class Tiny(PolicyOptions):
     layers: int = Field(default=4, ge=1)
     heads: int = Field(default=4, ge=1)
     max_positions: int = Field(default=512, ge=8)
+
+    @field_validator("heads")
+    @classmethod
+    def _share_the_hidden_size(cls, heads: int, info: ValidationInfo) -> int:
+        hidden_size = info.data.get("hidden_size", heads)
+        if hidden_size % (2 * heads):
+            raise ValueError(f"hidden_size={hidden_size} must be a multiple of twice the heads")
+        return heads
 
     def load_model_and_tokenizer(self, seed: int) -> tuple[Any, Any]:
         """Make both."""
