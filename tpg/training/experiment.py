@@ -62,6 +62,7 @@ class Experiment:
         check_columns(self.reward_model, self.task.columns())
         self.task.check()
         self.policy.check()
+        self.trainer.check()
         return list(self._warnings())
 
     def _check_callbacks(self) -> None:

@@ -43,6 +43,7 @@ class EvaluationRun:
         check_columns(self.reward_model, self.task.columns())
         self.task.check()
         self.policy.check()
+        self.trainer.check()
         return []
 
 

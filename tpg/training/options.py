@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from tpg.component import component
+from tpg.errors import UserError
 
 
 @component
@@ -71,6 +72,13 @@ class TrainerOptions:
     """Largest norm of the gradient."""
     deterministic: bool = False
     detect_anomaly: bool = False
+
+    def check(self) -> None:
+        """Raise `UserError` for an accelerator that this machine lacks."""
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        present = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
+        if not present.get(self.accelerator, True):
+            raise UserError(f"trainer.accelerator={self.accelerator}: none here; use trainer=cpu or trainer=auto")
 
     def build(
         self, iterations: int, folder: Path | None, callbacks: list[Any], loggers: list[Any], plugins: list[Any]
