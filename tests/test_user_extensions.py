@@ -5,6 +5,11 @@ import subprocess
 import sys
 
 TASK = """
+import os
+import signal
+
+from lightning.pytorch import Callback
+
 from tpg.component import component
 from tpg.tasks.base import Example, Examples, Task
 
@@ -19,6 +24,11 @@ class Echo(Task):
     def load(self, seed):
         examples = [Example(f"say {i}", str(i), {"letter": chr(97 + i)}) for i in range(self.size)]
         return Examples(tuple(examples[4:]), tuple(examples[:4]))
+
+
+class AskToStop(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def has_letter(response, letter):
@@ -94,3 +104,13 @@ def test_a_multirun_makes_a_folder_a_job_and_outlives_a_bad_one(tmp_path):
     assert done.stderr.count("error: rollout.responses_per_prompt=1") == 1
     assert done.returncode == 2
     assert all(len(rows(tmp_path / "sweep" / name)) == 2 for name in folders)
+
+
+def test_a_stop_in_the_very_first_rollout_leaves_its_boundary(tmp_path):
+    done = train(
+        tmp_path, "reward_model=[function]", "reward_model.function.function=mine:has_letter", "run_dir=run",
+        "evaluation.every=0", "+callbacks.stop._target_=mine.AskToStop",
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert "interrupted; continue with" in done.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["iteration-000000.ckpt"]

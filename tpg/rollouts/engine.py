@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -57,9 +56,6 @@ def no_step() -> None:
 @component
 class Engine(ABC):
     """How many responses are generated an iteration, how they are sampled, and by what."""
-
-    shares_memory: ClassVar[bool] = True
-    """Whether it runs on the policy's own weights, so that nothing is copied after an update."""
 
     prompts: int = Field(default=8, ge=1)
     """Prompts an iteration."""

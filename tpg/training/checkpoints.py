@@ -61,6 +61,7 @@ class Checkpoints(IterationCallback):
         self.options = options
         self.iterations = iterations
         self.stop = stop
+        self._ended = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen after Lightning has begun to, whose own handler would leave in the middle of an iteration."""
