@@ -58,13 +58,19 @@ def test_token_statistics_at_impossible_tokens():
     assert [value.item() for value in statistics] == pytest.approx([-0.693147, 0.693147, 0.5])
 
 
-def test_only_the_log_probability_carries_a_gradient():
+def test_the_gradient_of_the_log_probability():
     logits_NV = LOGITS.clone().requires_grad_()
-    statistics = token_statistics(logits_NV, TOKENS, 0.5, distribution=True)
-    statistics.logprobs[1].backward()
+    token_statistics(logits_NV, TOKENS, 0.5).logprobs[1].backward()
     assert logits_NV.grad.tolist() == [[0.0] * 4, pytest.approx([-0.5, -0.5, -0.5, 1.5]), [0.0] * 4]
-    assert not statistics.entropy.requires_grad
-    assert not statistics.sum_squared_probs.requires_grad
+
+
+def test_the_gradient_of_the_entropy_is_finite_where_a_token_is_impossible():
+    # Probabilities 1/4, 3/4 and 0: dH/dlogit = -p (log p + H).
+    logits_NV = torch.tensor([[0.25, 0.75, 0.0]], dtype=torch.float64).log().requires_grad_()
+    entropy = token_statistics(logits_NV, torch.tensor([0]), 1.0, distribution=True).entropy
+    entropy.sum().backward()
+    assert entropy.tolist() == pytest.approx([0.562335], abs=1e-6)
+    assert logits_NV.grad.tolist() == [pytest.approx([0.205990, -0.205990, 0.0], abs=1e-6)]
 
 
 def test_the_distribution_is_left_out_unless_asked_for():

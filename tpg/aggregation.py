@@ -27,6 +27,10 @@ class MinibatchSize:
 class Aggregation(ABC):
     """How token losses become the number that is minimised."""
 
+    def without(self) -> "dict[str, Aggregation]":
+        """This aggregation less the ingredient that may bias it, by the ingredient's name; the audit blames by these."""
+        return {}
+
     @abstractmethod
     def divisors(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor | int:
         """What each token's loss is divided by, broadcastable to (B, T)."""
@@ -50,6 +54,10 @@ class SequenceSum(Aggregation):
 class Constant(Aggregation):
     """`SequenceSum` over the length limit: the same direction, a smaller step. (Dr. GRPO, arXiv 2503.20783.)"""
 
+    def without(self) -> dict[str, Aggregation]:
+        """Without the division by length."""
+        return {"division by the length limit": SequenceSum()}
+
     def divisors(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor | int:
         """Responses * limit."""
         return max(1, size.responses * size.max_response_tokens)
@@ -58,6 +66,10 @@ class Constant(Aggregation):
 @component
 class TokenMean(Aggregation):
     """Mean over all tokens of the minibatch: long responses weigh more. Biased. (DAPO, arXiv 2503.14476.)"""
+
+    def without(self) -> dict[str, Aggregation]:
+        """Without the division by length."""
+        return {"length normalisation": SequenceSum()}
 
     def divisors(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor | int:
         """The tokens."""
@@ -70,6 +82,10 @@ class SequenceMean(Aggregation):
 
     As GRPO was published (arXiv 2402.03300).
     """
+
+    def without(self) -> dict[str, Aggregation]:
+        """Without the division by length."""
+        return {"length normalisation": SequenceSum()}
 
     def divisors(self, mask_BT: Tensor, size: MinibatchSize) -> Tensor | int:
         """Responses * tokens of the response."""

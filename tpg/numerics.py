@@ -39,8 +39,7 @@ def token_statistics(
 ) -> TokenStatistics:
     """Log-probabilities of `tokens_N` under softmax(logits / temperature), in float32 or wider.
 
-    With `distribution`, also entropy and the sum of squared probabilities, both detached: they steer
-    weights and logs.
+    With `distribution`, also entropy and the sum of squared probabilities.
     """
     logits_NV = logits_NV.float() if logits_NV.dtype in (torch.bfloat16, torch.float16) else logits_NV
     if temperature != 1.0:
@@ -48,11 +47,11 @@ def token_statistics(
     logprobs_N = logits_NV.gather(-1, tokens_N[..., None]).squeeze(-1) - logits_NV.logsumexp(-1)
     if not distribution:
         return TokenStatistics(logprobs_N, None, None)
-    with torch.no_grad():
-        logp_NV = logits_NV.log_softmax(-1)
-        probs_NV = logp_NV.exp()
-        entropy_N = -torch.where(probs_NV > 0, probs_NV * logp_NV, 0.0).sum(-1)
-        return TokenStatistics(logprobs_N, entropy_N, probs_NV.square().sum(-1))
+    logp_NV = logits_NV.log_softmax(-1)
+    probs_NV = logp_NV.exp()
+    # A token of probability 0 adds nothing; its -inf is replaced before the product, or the gradient would be NaN.
+    entropy_N = -(probs_NV * logp_NV.masked_fill(probs_NV == 0, 0.0)).sum(-1)
+    return TokenStatistics(logprobs_N, entropy_N, probs_NV.square().sum(-1))
 
 
 def k1(logratio: Tensor) -> Tensor:

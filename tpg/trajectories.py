@@ -64,7 +64,12 @@ class Trajectories:
     entropy_BT: Tensor | None = None
     sum_squared_probs_BT: Tensor | None = None
     """Sum over the vocabulary of the squared probability."""
+    score_norms_B: Tensor | None = None
+    """Squared norm of the gradient of the response's log-probability in the policy's parameters."""
+    uniforms_BT: Tensor | None = None
+    """A random number in [0, 1) for every token, for estimators that decide by lot."""
     values_BT: Tensor | None = None
+    """A critic's value before each token: of the prompt and the response tokens so far."""
     weights_BT: Tensor | None = None
     """What the estimator makes of the rewards: the factor of each token's score function."""
 

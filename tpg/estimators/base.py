@@ -15,7 +15,10 @@ from tpg.trajectories import Trajectories
 
 @dataclass(frozen=True, eq=False)
 class Continuations:
-    """Prefixes to be continued from: the first `position_K` response tokens of trajectory `parent_K`."""
+    """Prefixes to be continued from: the first `position_K` response tokens of trajectory `parent_K`.
+
+    Equal prefixes of a group are continued once and share the answer.
+    """
 
     parent_K: Tensor
     position_K: Tensor
@@ -31,22 +34,22 @@ class Requests:
 
     greedy: bool = False
     """The reward of one greedy response to each prompt."""
-    values: bool = False
-    """A critic's value at every response token."""
     distribution: bool = False
     """Entropy and sum of squared probabilities of the policy at every response token."""
+    score_norms: bool = False
+    """The squared norm of every response's score function: a backward pass for each."""
     continuations: Continuations | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What the requests brought; values and distributions come as fields of the trajectories."""
+    """What the requests brought; what belongs to tokens comes as fields of the trajectories."""
 
     greedy_rewards_B: Tensor | None = None
     """For each trajectory the reward of the greedy response to its prompt."""
     greedy_scored_B: Tensor | None = None
-    continuations: Trajectories | None = None
-    """Scored; `parent_B` and `position_B` tell which prefix each continues."""
+    continued_values_K: Tensor | None = None
+    """For each prefix that was asked for the mean reward of its scored continuations; NaN where none was scored."""
     state: Mapping[str, float] = field(default_factory=dict)
     """What the estimator carries from one iteration to the next."""
 
@@ -60,6 +63,10 @@ class Estimator(ABC):
 
     min_group: ClassVar[int] = 1
     """Scored responses a group must have; smaller ones are left out of the update and counted."""
+    needs_critic: ClassVar[bool] = False
+    """Whether it reads `trajectories.values_BT`, a critic's value before every response token."""
+    draws: ClassVar[bool] = False
+    """Whether it decides by lot: it then reads `trajectories.uniforms_BT`, a number in [0, 1) for every token."""
 
     def requests(self, trajectories: Trajectories) -> Requests:
         """What is needed beyond the rewards of `trajectories`."""
@@ -74,6 +81,17 @@ class Estimator(ABC):
     @abstractmethod
     def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
         """The weight of every response token, (B, T); zero where nothing is kept or the policy chose nothing."""
+
+    def without(self) -> "dict[str, Estimator]":
+        """This estimator less one ingredient that may bias it, by the ingredient's name; the audit blames by these."""
+        return {}
+
+    def lots(self, width: int) -> list[tuple[float, Tensor]]:
+        """Numbers (width,) for `uniforms_BT` that bring about every decision there is, each with its probability.
+
+        What lets the audit take the mean over the lot exactly.
+        """
+        return [(1.0, torch.zeros(width, dtype=torch.float64))]
 
     def initial_state(self) -> dict[str, float]:
         """What is carried into the first iteration."""

@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from tpg.component import component
-from tpg.estimators.base import Answers, GroupedRewards, ResponseLevelEstimator
+from tpg.estimators.base import Answers, Estimator, GroupedRewards, ResponseLevelEstimator
+from tpg.estimators.rloo import RLOO
 
 
 @component
@@ -15,6 +16,10 @@ class GroupMean(ResponseLevelEstimator):
     """`R_i - group mean`: the unbiased direction, shrunk by (G-1)/G. (Dr. GRPO, arXiv 2503.20783.)"""
 
     min_group: ClassVar[int] = 2
+
+    def without(self) -> dict[str, Estimator]:
+        """Without the response itself in its baseline."""
+        return {"self-inclusion": RLOO()}
 
     def advantages(self, grouped: GroupedRewards, answers: Answers) -> Tensor:
         """`R_i - mean_j R_j`."""
@@ -31,6 +36,10 @@ class GRPO(GroupMean):
 
     epsilon: float = Field(default=1e-4, ge=0)
     std: Literal["group", "batch", "none"] = "group"
+
+    def without(self) -> dict[str, Estimator]:
+        """Without the division; without the response itself in the mean too, once that is gone."""
+        return super().without() if self.std == "none" else {"std normalisation": GroupMean()}
 
     def advantages(self, grouped: GroupedRewards, answers: Answers) -> Tensor:
         """`(R_i - mean_j R_j) / (std + epsilon)`, and 0 where all rewards are equal."""

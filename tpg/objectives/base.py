@@ -26,6 +26,12 @@ class Objective(ABC):
 
     off_policy: ClassVar[bool]
     """Whether it corrects for updates that were made since the rollout."""
+    needs_groups: ClassVar[bool] = False
+    """Whether it compares responses to one prompt, which must then lie in the same micro-batch."""
+
+    def without(self) -> "dict[str, Objective]":
+        """This objective less one ingredient that may bias it, by the ingredient's name; the audit blames by these."""
+        return {}
 
     @abstractmethod
     def __call__(self, logprobs_BT: Tensor, trajectories: Trajectories) -> TokenLosses:

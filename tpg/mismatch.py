@@ -1,0 +1,106 @@
+"""Importance weights for rollouts whose log-probabilities differ from the trainer's.
+
+An engine that computes in another precision or order, or that runs with older weights, samples from a slightly different
+policy. `ratio = pi_train / pi_rollout` of the tokens as they were generated corrects for it. Over whole responses that is
+exact as long as nothing is cut; over single tokens it never is. (Truncation: Ionides 2008.)
+"""
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor
+from typing_extensions import Self
+
+from tpg.component import component
+from tpg.trajectories import Trajectories
+
+
+@component
+class Mismatch:
+    """No correction."""
+
+    corrects: ClassVar[bool] = False
+
+    def without(self) -> "dict[str, Mismatch]":
+        """This correction less what may bias it, by the ingredient's name; the audit blames by these."""
+        return {}
+
+    def factors(self, trajectories: Trajectories) -> Tensor | None:
+        """What multiplies each token's loss, (B, T), or None."""
+        return None
+
+
+@component
+class NoMismatch(Mismatch):
+    """The rollout's log-probabilities are taken to be the trainer's."""
+
+
+@component
+class Correction(Mismatch):
+    """A correction at the level of tokens or of whole responses."""
+
+    corrects: ClassVar[bool] = True
+
+    level: Literal["token", "sequence"] = "sequence"
+
+    def factors(self, trajectories: Trajectories) -> Tensor:
+        """The bounded ratios."""
+        return self.bounded(ratios(trajectories, self.level))
+
+    @abstractmethod
+    def bounded(self, ratio_BT: Tensor) -> Tensor:
+        """The ratios, kept from growing without limit."""
+
+
+@component
+class Truncated(Correction):
+    """`min(ratio, cap)`: low variance, biased where it cuts."""
+
+    cap: float = Field(default=2.0, ge=1)
+
+    def without(self) -> dict[str, Mismatch]:
+        """Without the bound; over whole responses."""
+        parts: dict[str, Mismatch] = {"truncated importance weights": Truncated(level=self.level, cap=1e9)}
+        if self.level == "token":
+            parts["token-level importance weights"] = Truncated(level="sequence", cap=self.cap)
+        return parts
+
+    def bounded(self, ratio_BT: Tensor) -> Tensor:
+        """At most `cap`."""
+        return ratio_BT.clamp(max=self.cap)
+
+
+@component
+class Masked(Correction):
+    """The ratio within [low, high]; what lies outside is left out of the loss."""
+
+    low: float = Field(default=0.5, ge=0, le=1)
+    high: float = Field(default=2.0, ge=1)
+
+    @model_validator(mode="after")
+    def _is_an_interval(self) -> Self:
+        if self.low == self.high:
+            raise ValueError("low and high leave nothing between them")
+        return self
+
+    def without(self) -> dict[str, Mismatch]:
+        """Without the bounds; over whole responses."""
+        parts: dict[str, Mismatch] = {"masked importance weights": Masked(level=self.level, low=0.0, high=1e9)}
+        if self.level == "token":
+            parts["token-level importance weights"] = Masked(level="sequence", low=self.low, high=self.high)
+        return parts
+
+    def bounded(self, ratio_BT: Tensor) -> Tensor:
+        """0 outside the interval."""
+        return ratio_BT * ((ratio_BT >= self.low) & (ratio_BT <= self.high))
+
+
+def ratios(trajectories: Trajectories, level: str) -> Tensor:
+    """`pi_train / pi_rollout` of every token, or of the response on each of its tokens; 1 where nothing was chosen."""
+    assert trajectories.old_logprobs_BT is not None, "a mismatch is measured against the trainer's log-probabilities"
+    gap_BT = (trajectories.old_logprobs_BT - trajectories.rollout_logprobs_BT).detach()
+    gap_BT = gap_BT.masked_fill(~trajectories.action_mask_BT, 0.0)
+    if level == "sequence":
+        gap_BT = gap_BT.sum(-1, keepdim=True).expand_as(gap_BT)
+    return gap_BT.exp()
