@@ -1,17 +1,18 @@
 """Where, if anywhere, the divergence from the reference policy enters.
 
 Per token, `logratio = log pi - log pi_ref`. In the reward it is exact, as the response's sum or as each token's
-reward-to-go. In the loss, k2 of the whole response is exact too; penalties of single tokens have the gradient of a nearby
-quantity. k1 in the loss has zero expected gradient, and k2 or k3 in the reward point elsewhere: there is no option for
-them. (arXiv 2506.02553 for rewards, 2402.03300 for k3 in the loss.)
+reward-to-go. In the loss, k2 of the whole response is exact too; penalties of single tokens have the gradient of a
+nearby quantity. k1 in the loss has zero expected gradient, and k2 or k3 in the reward point elsewhere: there is no
+option for them. (arXiv 2506.02553 for rewards, 2402.03300 for k3 in the loss.)
 """
 
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from tpg.component import component
 from tpg.numerics import k2, k3, masked_sum
@@ -62,8 +63,8 @@ class NoKL(KL):
 class Penalty(KL):
     """`coefficient` times a divergence, held or steered towards a target.
 
-    With `target` the coefficient is multiplied after each iteration by `1 + clip(kl / target - 1, -0.2, 0.2) * responses /
-    horizon`. (Ziegler et al., arXiv 1909.08593.)
+    With `target` the coefficient is multiplied after each iteration by
+    `1 + clip(kl / target - 1, -0.2, 0.2) * responses / horizon`. (Ziegler et al., arXiv 1909.08593.)
     """
 
     needs_reference: ClassVar[bool] = True
@@ -74,6 +75,12 @@ class Penalty(KL):
     horizon: int = Field(default=10_000, ge=1)
     """Responses over which the coefficient could grow by a factor of about 1.2."""
 
+    @model_validator(mode="after")
+    def _can_move(self) -> Self:
+        if self.target is not None and self.coefficient == 0:
+            raise ValueError("a coefficient of 0 is multiplied and never moves towards the target")
+        return self
+
     def initial_state(self) -> dict[str, float]:
         """The coefficient, if it moves."""
         return {} if self.target is None else {"coefficient": self.coefficient}
@@ -83,7 +90,7 @@ class Penalty(KL):
         if self.target is None:
             return {}
         error = min(0.2, max(-0.2, kl / self.target - 1))
-        return {"coefficient": state["coefficient"] * (1 + error * responses / self.horizon)}
+        return {"coefficient": state["coefficient"] * (1 + error * min(1.0, responses / self.horizon))}
 
     def current(self, state: State) -> float:
         """The coefficient in force."""
@@ -160,7 +167,8 @@ class KLInLoss(LossPenalty):
             return k2(logratio_BT)
         if self.form == "k3":
             return k3(logratio_BT)
-        return (logprobs_BT - old_logprobs(logprobs_BT, trajectories)).exp() * k3(logratio_BT)
+        moved_BT = logprobs_BT - old_logprobs(logprobs_BT, trajectories)
+        return moved_BT.masked_fill(~trajectories.action_mask_BT, 0.0).exp() * k3(logratio_BT)
 
 
 @component

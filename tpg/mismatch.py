@@ -1,16 +1,15 @@
 """Importance weights for rollouts whose log-probabilities differ from the trainer's.
 
-An engine that computes in another precision or order, or that runs with older weights, samples from a slightly different
-policy. `ratio = pi_train / pi_rollout` of the tokens as they were generated corrects for it. Over whole responses that is
-exact as long as nothing is cut; over single tokens it never is. (Truncation: Ionides 2008.)
+An engine that computes in another precision or order, or that runs with older weights, samples from a slightly
+different policy. `ratio = pi_train / pi_rollout` of the tokens as they were generated corrects for it. Over whole
+responses that is exact as long as nothing is cut; over single tokens it never is. (Truncation: Ionides 2008.)
 """
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
-from typing_extensions import Self
 
 from tpg.component import component
 from tpg.trajectories import Trajectories
@@ -93,7 +92,8 @@ class Masked(Correction):
 
     def bounded(self, ratio_BT: Tensor) -> Tensor:
         """0 outside the interval."""
-        return ratio_BT * ((ratio_BT >= self.low) & (ratio_BT <= self.high))
+        inside_BT = (ratio_BT >= self.low) & (ratio_BT <= self.high)
+        return ratio_BT.masked_fill(~inside_BT, 0.0)  # a product would turn an overflowed ratio into NaN
 
 
 def ratios(trajectories: Trajectories, level: str) -> Tensor:

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     MINIBATCHES = 5
     INITIALIZATION = 6
     WARM_START = 7
+    LOTS = 8
 
 
 def key(*identity: int) -> int:

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback
 from tpg.aggregation import SequenceSum
 from tpg.estimators.rloo import RLOO
 from tpg.kl import NoKL
+from tpg.method import Method
+from tpg.mismatch import NoMismatch
 from tpg.objectives.policy_gradient import PolicyGradient
 from tpg.policies.base import Reference
 from tpg.rewards.model import Rewards
@@ -43,7 +45,7 @@ class UnskippedCollector(Collector):
 
     def collect(self, iteration, state):
         experience = super().collect(iteration, state)
-        return replace(experience, needed_B=experience.kept_B)
+        return replace(experience, weighed=replace(experience.weighed, needed_B=experience.weighed.kept_B))
 
 
 class Recorder(Callback):
@@ -75,6 +77,8 @@ def trained(
     objective=None,
     estimator=None,
     kl=None,
+    mismatch=None,
+    entropy_coefficient=0.0,
     engine=ENGINE,
     optimizer=SMOOTH,
     clip=None,
@@ -96,15 +100,19 @@ def trained(
         engine=engine,
         stream=PromptStream(prompts, 3),
         reward_model=FunctionReward(reward),
-        estimator=estimator or RLOO(),
-        kl=kl,
+        method=Method(
+            estimator=estimator or RLOO(),
+            objective=objective or PolicyGradient(),
+            aggregation=aggregation or SequenceSum(),
+            kl=kl,
+            mismatch=mismatch or NoMismatch(),
+            entropy_coefficient=entropy_coefficient,
+        ),
         update=update,
         reference=Reference(policy) if kl.needs_reference else None,
         on_step=stop,
     )
-    module = TrajectoryPolicyGradient(
-        collector, objective or PolicyGradient(), aggregation or SequenceSum(), optimizer, 100
-    )
+    module = TrajectoryPolicyGradient(collector, optimizer, 100)
     module.recorder = Recorder()
     options = TrainerOptions(accelerator="cpu", gradient_clip_val=clip)
     trainer = options.build(iterations, tmp_path, [module.recorder, *callbacks], [], [])

@@ -120,7 +120,7 @@ def test_a_batch_of_which_nothing_is_scored_changes_no_weight(tmp_path, untouche
     assert torch.equal(weights(module), untouched)
     assert module.metrics["completions/unscored"] == 16.0
     assert math.isnan(module.metrics["reward"])
-    assert module.estimator_state == {"sum": 0.0, "weight": 0.0}
+    assert module.method_state["estimator"] == {"sum": 0.0, "weight": 0.0}
 
 
 @pytest.mark.parametrize("estimator", [ReinforceEMA(), GRPO()])

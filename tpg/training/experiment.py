@@ -9,6 +9,8 @@ from tpg.component import component
 from tpg.errors import UserError
 from tpg.estimators.base import Estimator
 from tpg.kl import KL
+from tpg.method import Method
+from tpg.mismatch import Mismatch
 from tpg.objectives.base import Objective
 from tpg.policies.base import PolicyOptions
 from tpg.rewards.base import RewardTerm
@@ -34,6 +36,9 @@ class Experiment:
     objective: Objective
     aggregation: Aggregation
     kl: KL
+    mismatch: Mismatch
+    entropy_coefficient: float = Field(ge=0)
+    """Of the bonus for the entropy at every response token."""
     rollout: Engine
     update: Update
     optimizer: Optimizer
@@ -43,6 +48,18 @@ class Experiment:
     checkpoint: Checkpointing
     logger: dict[str, LoggerOptions] = Field(default_factory=dict)
     callbacks: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def method(self) -> Method:
+        """The parts that turn scored trajectories into a gradient."""
+        return Method(
+            estimator=self.estimator,
+            objective=self.objective,
+            aggregation=self.aggregation,
+            kl=self.kl,
+            mismatch=self.mismatch,
+            entropy_coefficient=self.entropy_coefficient,
+        )
 
     def check(self) -> list[str]:
         """Raise `UserError` for options that cannot go together or are missing; return warnings, a line each."""

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tpg.mismatch import ratios
 from tpg.numerics import masked_mean, masked_sum
 from tpg.training.experience import Experience
+from tpg.trajectories import Trajectories
 
 
 def iteration_metrics(experience: Experience) -> dict[str, float]:
@@ -29,21 +31,35 @@ def iteration_metrics(experience: Experience) -> dict[str, float]:
         "completions/max_length": float(lengths_B.max()),
         "completions/clipped_ratio": float(trajectories.truncated_B.float().mean()),
         "completions/unscored": float((~scored_B).sum()),
-        "completions/dropped": float((scored_B & ~experience.kept_B).sum()),
-        "completions/updated": float(experience.needed_B.sum()),
+        "completions/dropped": float((scored_B & ~experience.weighed.kept_B).sum()),
+        "completions/updated": float(experience.weighed.needed_B.sum()),
         "entropy": float(-masked_mean(trajectories.rollout_logprobs_BT, trajectories.action_mask_BT)),
     }
-    if experience.kl is not None:
-        metrics["kl"] = experience.kl
+    metrics |= experience.asked
+    if experience.weighed.kl is not None:
+        metrics["kl"] = experience.weighed.kl
+    if "coefficient" in experience.weighed.state["kl"]:
+        metrics["kl_coefficient"] = experience.weighed.state["kl"]["coefficient"]
     if trajectories.old_logprobs_BT is not None:
         gap_BT = (trajectories.old_logprobs_BT - trajectories.rollout_logprobs_BT).abs()
         metrics["rollout/logprob_gap"] = float(masked_mean(gap_BT, trajectories.action_mask_BT))
+        metrics |= _mismatch(trajectories)
     for name, values_B in trajectories.reward_terms_B.items():
         valid = values_B[~values_B.isnan()]
         metrics[f"rewards/{name}/mean"] = float(valid.mean())
         metrics[f"rewards/{name}/std"] = float(valid.std()) if len(valid) > 1 else 0.0
         metrics[f"rewards/{name}/unscored"] = float(values_B.isnan().sum())
     return metrics
+
+
+def _mismatch(trajectories: Trajectories) -> dict[str, float]:
+    """How far the trainer's probabilities of whole responses are from the engine's.
+
+    The effective sample size is `(sum w)^2 / sum w^2` over the number of responses: 1 where they agree.
+    """
+    ratio_B = ratios(trajectories, "sequence")[:, 0]
+    ess = ratio_B.sum().square() / (ratio_B.square().sum() * len(ratio_B))
+    return {"mismatch/mean": float(ratio_B.mean()), "mismatch/max": float(ratio_B.max()), "mismatch/ess": float(ess)}
 
 
 def _group_spread(rewards_B: Tensor, scored_B: Tensor, group_B: Tensor) -> tuple[float, float]:

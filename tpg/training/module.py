@@ -9,8 +9,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
-from tpg.aggregation import Aggregation
-from tpg.objectives.base import Objective
 from tpg.randomness import torch_seed
 from tpg.training.experience import Collector, Experience
 from tpg.training.metrics import UpdateMetrics, iteration_metrics
@@ -28,19 +26,15 @@ class TrajectoryPolicyGradient(LightningModule):
     def __init__(
         self,
         collector: Collector,
-        objective: Objective,
-        aggregation: Aggregation,
         optimizer: Optimizer,
         total_steps: int,
     ) -> None:
         super().__init__()
         self.policy = collector.policy
         self.collector = collector
-        self.objective = objective
-        self.aggregation = aggregation
         self.optimizer_options = optimizer
         self.total_steps = total_steps
-        self.estimator_state = collector.estimator.initial_state()
+        self.method_state = collector.method.initial_state()
         self.num_tokens = 0
         self.experience: Experience | None = None
         self.update_metrics = UpdateMetrics()
@@ -70,7 +64,7 @@ class TrajectoryPolicyGradient(LightningModule):
         for callback in self._iteration_callbacks():
             callback.on_iteration_start(self, iteration)
         with self.trainer.precision_plugin.forward_context():
-            self.experience = self.collector.collect(iteration, self.estimator_state)
+            self.experience = self.collector.collect(iteration, self.method_state)
         loader = self.collector.loader(self.experience)
         self.trainer.accumulate_grad_batches = loader.parts
         self.update_metrics = UpdateMetrics()
@@ -82,18 +76,14 @@ class TrajectoryPolicyGradient(LightningModule):
         if batch.trajectories is None:
             # Zero gradients, not missing ones: the optimizer steps as it would have with the rows that were skipped.
             return sum(parameter.sum() * 0.0 for parameter in self.parameters() if parameter.requires_grad)  # type: ignore[return-value]
-        trajectories = batch.trajectories
-        logprobs_BT = self.policy.statistics(trajectories, self.collector.engine.temperature).logprobs
-        token_losses = self.objective(logprobs_BT, trajectories)
-        losses_BT = token_losses.losses_BT
-        if self.collector.kl.in_loss:
-            penalties_BT = self.collector.kl.token_losses(logprobs_BT - trajectories.ref_logprobs_BT)
-            assert penalties_BT is not None
-            losses_BT = losses_BT + penalties_BT
-        loss = self.aggregation(losses_BT, trajectories.action_mask_BT, batch.size)
-        self.update_metrics.add(loss, token_losses.watched_BT, trajectories.action_mask_BT)
+        trajectories, method = batch.trajectories, self.collector.method
+        statistics = self.policy.statistics(
+            trajectories, self.collector.engine.temperature, distribution=method.entropy_coefficient > 0
+        )
+        loss = method.loss(statistics, trajectories, batch.size, self.method_state)
+        self.update_metrics.add(loss.value, loss.watched_BT, trajectories.action_mask_BT)
         # Lightning divides by the number of accumulated batches; the aggregation has already divided once and for all.
-        return loss * self.trainer.accumulate_grad_batches
+        return loss.value * self.trainer.accumulate_grad_batches
 
     def transfer_batch_to_device(self, batch: MicroBatch, device: torch.device, dataloader_idx: int) -> MicroBatch:
         """The trajectories on the device."""
@@ -110,7 +100,7 @@ class TrajectoryPolicyGradient(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Close the iteration: its row of metrics, and the state that the next one starts from."""
         assert self.experience is not None
-        self.estimator_state = self.experience.state
+        self.method_state = self.experience.weighed.state
         self.num_tokens += self.experience.generated_tokens
         self.metrics = {
             **iteration_metrics(self.experience),
@@ -129,11 +119,11 @@ class TrajectoryPolicyGradient(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is carried from one iteration to the next beside the weights."""
-        checkpoint["tpg"] = {"estimator_state": self.estimator_state, "num_tokens": self.num_tokens}
+        checkpoint["tpg"] = {"method_state": self.method_state, "num_tokens": self.num_tokens}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
-        self.estimator_state = checkpoint["tpg"]["estimator_state"]
+        self.method_state = checkpoint["tpg"]["method_state"]
         self.num_tokens = checkpoint["tpg"]["num_tokens"]
 
     def _iteration_callbacks(self) -> list[IterationCallback]:

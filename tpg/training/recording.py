@@ -111,7 +111,7 @@ class ProgressLine(IterationCallback):
         assert module.experience is not None
         for term, cause in module.experience.scored.first_failure.items():
             self._warn(f"reward_model.{term} left responses unscored: {cause}", term)
-        if not module.experience.needed_B.any():
+        if not module.experience.weighed.needed_B.any():
             self._warn(f"iteration {iteration} carried no signal: every weight is zero", "signal")
         if any(not math.isfinite(metrics[name]) for name in ("loss", "grad_norm")):
             self._warn(f"iteration {iteration}: loss or gradient is not finite", "finite")

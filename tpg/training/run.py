@@ -76,8 +76,7 @@ def run(experiment: Experiment, prepared: Prepared, folder: RunFolder, config: M
             engine=experiment.rollout,
             stream=prepared.training,
             reward_model=reward_model,
-            estimator=experiment.estimator,
-            kl=experiment.kl,
+            method=experiment.method,
             update=experiment.update,
             reference=Reference(policy) if experiment.kl.needs_reference else None,
             on_step=stop.check,
@@ -85,8 +84,6 @@ def run(experiment: Experiment, prepared: Prepared, folder: RunFolder, config: M
         responses = experiment.rollout.prompts * experiment.rollout.responses_per_prompt
         module = TrajectoryPolicyGradient(
             collector,
-            experiment.objective,
-            experiment.aggregation,
             experiment.optimizer,
             experiment.iterations * experiment.update.steps(responses),
         )

@@ -1,0 +1,114 @@
+"""What an estimator asks for beyond the rewards: greedy responses and continuations, generated and scored."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tpg.estimators.base import Continuations
+from tpg.method import Method, State
+from tpg.randomness import Purpose, key
+from tpg.rewards.model import RewardModel
+from tpg.rollouts.engine import GREEDY, Engine, Prefix
+from tpg.training.passes import Passes
+from tpg.training.prompts import PromptStream
+from tpg.training.scoring import score
+from tpg.trajectories import Trajectories
+
+
+@dataclass(frozen=True, eq=False)
+class Continued:
+    """The answer to a request for continuations."""
+
+    values_K: Tensor
+    """Mean reward of each prefix's scored continuations, NaN where none was scored."""
+    generated_tokens: int
+    unscored: int
+
+
+@dataclass(frozen=True, eq=False)
+class Answering:
+    """Generates and scores responses that are not themselves trained on.
+
+    Their rewards are charged for the divergence from the reference as those of the trained responses are, or a baseline
+    would estimate another quantity than it is subtracted from.
+    """
+
+    engine: Engine
+    stream: PromptStream
+    reward_model: RewardModel
+    method: Method
+    passes: Passes
+    on_step: Callable[[], None]
+
+    def greedy(self, prefixes: Sequence[Prefix], iteration: int) -> Trajectories:
+        """One greedy response to each prompt."""
+        alone = [replace(prefix, keys=prefix.keys[:1]) for prefix in prefixes]
+        return self.engine.generate(self.passes.policy, alone, GREEDY, version=iteration - 1, on_step=self.on_step)
+
+    def greedy_rewards(self, trajectories: Trajectories, greedy: Trajectories, state: State) -> tuple[Tensor, Tensor]:
+        """For each trajectory the reward of its prompt's greedy response, and whether that was scored."""
+        rewards_B, scored_B = self._rewards(greedy, state)
+        place = {identity: i for i, identity in enumerate(_identity(greedy))}
+        own_B = torch.tensor([place[identity] for identity in _identity(trajectories)])
+        return rewards_B[own_B], scored_B[own_B]
+
+    def continued(self, trajectories: Trajectories, wanted: Continuations, iteration: int, state: State) -> Continued:
+        """Continue every different prefix of a prompt `wanted.count` times, and score the complete responses."""
+        places, owners = self._places(trajectories, wanted)
+        if not places:
+            return Continued(torch.zeros(0), 0, 0)
+        prefixes = [self._prefix(trajectories, *places[o], wanted, iteration) for o in range(len(places))]
+        made = self.engine.generate(
+            self.passes.policy, prefixes, self.engine.sampling, version=iteration - 1, on_step=self.on_step
+        )
+        generated = int(made.action_mask_BT.sum())
+        # Complete responses count: what was given was chosen by the policy too.
+        rewards_B, scored_B = self._rewards(made.replace(action_mask_BT=made.response_mask_BT), state)
+        totals = torch.where(scored_B, rewards_B, 0.0).view(-1, wanted.count).sum(-1)
+        counts = scored_B.view(-1, wanted.count).sum(-1)
+        return Continued((totals / counts)[torch.tensor(owners)], generated, int((~scored_B).sum()))
+
+    def _places(self, trajectories: Trajectories, wanted: Continuations) -> tuple[list[tuple[int, int]], list[int]]:
+        """The (parent, position) of each different prefix, and for each wanted prefix which of them it is."""
+        seen: dict[tuple[int, ...], int] = {}
+        places: list[tuple[int, int]] = []
+        owners = []
+        groups = trajectories.group_B.tolist()
+        for parent, position in zip(wanted.parent_K.tolist(), wanted.position_K.tolist(), strict=True):
+            tokens = trajectories.response_ids_BT[parent, :position].tolist()
+            identity = (groups[parent], *tokens)
+            if identity not in seen:
+                seen[identity] = len(places)
+                places.append((parent, position))
+            owners.append(seen[identity])
+        return places, owners
+
+    def _prefix(
+        self, trajectories: Trajectories, parent: int, position: int, wanted: Continuations, iteration: int
+    ) -> Prefix:
+        row, draw = int(trajectories.row_B[parent]), int(trajectories.draw_B[parent])
+        index = int(trajectories.response_index_B[parent])
+        identity = (self.stream.seed, Purpose.CONTINUATION, iteration, row, draw, index, position)
+        left = self.engine.max_response_tokens - position
+        return Prefix(
+            prompt_ids=self.stream.prompts.token_ids[row],
+            max_tokens=left if wanted.max_tokens is None else min(left, wanted.max_tokens),
+            keys=tuple(key(*identity, number) for number in range(wanted.count)),
+            row=row,
+            draw=draw,
+            response_ids=tuple(trajectories.response_ids_BT[parent, :position].tolist()),
+            parent=parent,
+        )
+
+    def _rewards(self, trajectories: Trajectories, state: State) -> tuple[Tensor, Tensor]:
+        scored = score(trajectories, self.stream.prompts.examples, self.passes.policy, self.reward_model).trajectories
+        if self.method.moves_rewards:
+            scored = self.passes.with_logprobs(scored, old=True)
+        assert scored.scored_B is not None
+        return self.method.rewards(scored, state), scored.scored_B
+
+
+def _identity(trajectories: Trajectories) -> list[tuple[int, int]]:
+    return list(zip(trajectories.row_B.tolist(), trajectories.draw_B.tolist(), strict=True))

@@ -1,0 +1,53 @@
+"""Forward passes over an iteration's trajectories that carry no gradient into the update."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tpg.policies.base import Policy, Reference
+from tpg.trajectories import Trajectories
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """The policy and its reference over trajectories, so many responses at a time."""
+
+    policy: Policy
+    reference: Reference | None
+    temperature: float
+    responses: int
+
+    @torch.no_grad()
+    def with_logprobs(self, trajectories: Trajectories, *, old: bool, distribution: bool = False) -> Trajectories:
+        """Adds the trainer's log-probabilities (`old`), the distribution's moments, and what a reference says."""
+        old = old or distribution
+        if not (old or self.reference):
+            return trajectories
+        parts = []
+        for index in torch.arange(len(trajectories)).split(self.responses):
+            part = trajectories.select(index).to(self.policy.device)
+            fields: dict[str, Tensor] = {}
+            if old:
+                statistics = self.policy.statistics(part, self.temperature, distribution=distribution)
+                fields["old_logprobs_BT"] = statistics.logprobs
+                if distribution:
+                    fields["entropy_BT"] = statistics.entropy
+                    fields["sum_squared_probs_BT"] = statistics.sum_squared_probs
+            if self.reference:
+                fields["ref_logprobs_BT"] = self.reference.logprobs(part, self.temperature)
+            parts.append({name: values.cpu() for name, values in fields.items()})
+        return trajectories.replace(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+    @torch.enable_grad()
+    def with_score_norms(self, trajectories: Trajectories) -> Trajectories:
+        """Adds the squared norm of each response's score function: one backward pass a response."""
+        trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        norms = []
+        for row in range(len(trajectories)):
+            part = trajectories.select(torch.tensor([row])).trimmed().to(self.policy.device)
+            logprobs_BT = self.policy.statistics(part, self.temperature).logprobs
+            total = torch.where(part.action_mask_BT, logprobs_BT, 0.0).sum()
+            slopes = torch.autograd.grad(total, trainable, allow_unused=True)
+            norms.append(sum(slope.float().square().sum() for slope in slopes if slope is not None))
+        return trajectories.replace(score_norms_B=torch.stack(norms).cpu())  # type: ignore[arg-type]
