@@ -13,7 +13,8 @@ FLOORS = [
     {"errors", "spelling", "component"},
     {"trajectories", "numerics", "randomness"},
     {"estimators"},
-    {"objectives", "aggregation", "kl"},
+    {"objectives", "aggregation", "kl", "mismatch"},
+    {"method"},
     {"rewards"},
     {"tasks"},
     {"policies"},
@@ -22,14 +23,15 @@ FLOORS = [
     {"training"},
     {"composition"},
     {"train", "evaluate"},
+    {"audit"},
 ]
 """From the ground up; a room imports from its own floor and from those before it."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-PURE = {"trajectories", "numerics", "randomness", "estimators", "objectives", "aggregation", "kl"}
+PURE = {"trajectories", "numerics", "randomness", "estimators", "objectives", "aggregation", "kl", "mismatch", "method"}
 ONLY = {
-    "hydra": {"composition", "train", "evaluate"},
-    "omegaconf": {"composition", "train", "evaluate"},
+    "hydra": {"composition", "train", "evaluate", "audit"},
+    "omegaconf": {"composition", "train", "evaluate", "audit"},
     "lightning": {"training"},
     "wandb": {"training"},
     "tensorboard": {"training"},

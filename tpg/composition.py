@@ -7,10 +7,12 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from pydantic import ValidationError
@@ -28,7 +30,7 @@ def to_experiment(config: DictConfig) -> Experiment:
 
     Raises `UserError` at the first mistake.
     """
-    return built(config, Experiment)
+    return built(OmegaConf.create(with_shadow_options(resolved(config))), Experiment)
 
 
 def built(config: DictConfig, cls: type[T]) -> T:
@@ -38,6 +40,39 @@ def built(config: DictConfig, cls: type[T]) -> T:
         return cls(**fields)
     except ValidationError as error:
         raise UserError(_one_line(error, "", cls)) from None
+
+
+def named_options(group: str, names: Sequence[str] | Literal["all"], key: str) -> dict[str, Any]:
+    """Options of a config group by name, each as its file has it; within a Hydra job, with the user's own options.
+
+    Raises `UserError` that begins with `key` for a name that there is not.
+    """
+    return {name: _build(node, group) for name, node in named_nodes(group, names, key).items()}
+
+
+def named_nodes(group: str, names: Sequence[str] | Literal["all"], key: str) -> dict[str, Any]:
+    """What `named_options` builds, as plain values."""
+    if not names:
+        return {}
+    loader = GlobalHydra.instance().config_loader()
+    known = sorted(loader.get_group_options(group))
+    nodes = {}
+    for name in known if names == "all" else names:
+        if name not in known:
+            raise UserError(f"{key}={name}: no such option; there are {', '.join(known)}{did_you_mean(name, known)}")
+        composed = loader.load_configuration("train", [f"{group}={name}"], RunMode.RUN, from_shell=False)
+        nodes[name] = resolved(OmegaConf.create({group: composed[group]}))[group]
+    return nodes
+
+
+def with_shadow_options(plain: dict[str, Any]) -> dict[str, Any]:
+    """The config with options in place of the names in `shadow_estimators`, so that it tells all by itself."""
+    given = plain.get("shadow_estimators", {})
+    if isinstance(given, str):
+        raise UserError(f"shadow_estimators={given}: should be a list, e.g. shadow_estimators=[{given}]")
+    if not isinstance(given, list):
+        return plain
+    return {**plain, "shadow_estimators": named_nodes("estimator", [str(name) for name in given], "shadow_estimators")}
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -58,12 +93,12 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _build(node: Any, key: str) -> Any:
-    """A node's component; nodes without `_target_` are built part by part."""
+    """A node's component, its parts built first; nodes without `_target_` are built part by part."""
     if not isinstance(node, dict):
         return node
     if "_target_" not in node:
         return {name: _build(child, f"{key}.{name}") for name, child in node.items()}
-    arguments = {name: value for name, value in node.items() if name != "_target_"}
+    arguments = {name: _build(value, f"{key}.{name}") for name, value in node.items() if name != "_target_"}
     cls = _class(str(node["_target_"]), f"{key}._target_={node['_target_']}")
     try:
         return cls(**arguments)
@@ -102,7 +137,9 @@ def _one_line(error: ValidationError, key: str, cls: type) -> str:
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return NEEDS_VALUE.format(path)
     if kind in ("is_instance_of", "dataclass_type"):
-        return f"{path}: expected an option of the group '{first['loc'][0]}', got {type(value).__name__}"
+        group = f"an option of the group '{first['loc'][0]}'"
+        wanted = _component_at(cls, [str(part) for part in first["loc"]]).__name__ if key else group
+        return f"{path}: expected {wanted}, got {type(value).__name__}"
     allowed = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     shown = value if isinstance(value, str) else json.dumps(value, default=str)

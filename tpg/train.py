@@ -39,8 +39,10 @@ def train(config: DictConfig) -> float:
         folder = _opened(Path(config.resume))
         stored = _stored_config(folder.config, config)
     else:
-        folder = RunFolder(_new_folder(config))
-        stored = _own_config(config)
+        choices = HydraConfig.get().runtime.choices
+        method = f"{choices.get('algorithm') or choices.get('estimator')}-{choices.get('task')}"
+        folder = RunFolder(new_folder(config, method))
+        stored = own_config(config)
     options = OmegaConf.create({key: value for key, value in stored.items() if key not in BOOKKEEPING})
     experiment = to_experiment(options)
     for warning in experiment.check():
@@ -68,11 +70,11 @@ BOOKKEEPING = ("run_dir", "resume", "run_id", "choices")
 """Keys of a run's config that say which run it is rather than what it does."""
 
 
-def _own_config(config: DictConfig) -> dict[str, Any]:
+def own_config(config: DictConfig) -> dict[str, Any]:
     """The resolved config, with the options that were chosen and the run's id."""
-    from tpg.composition import resolved
+    from tpg.composition import resolved, with_shadow_options
 
-    plain = resolved(config)
+    plain = with_shadow_options(resolved(config))
     chosen = HydraConfig.get().runtime.choices
     choices = {str(k): v for k, v in chosen.items() if not str(k).startswith("hydra/")}
     return {**plain, "choices": choices, "run_id": os.urandom(4).hex()}
@@ -101,11 +103,9 @@ def _stored_config(path: Path, given: DictConfig) -> dict[str, Any]:
     return stored
 
 
-def _new_folder(config: DictConfig) -> Path:
+def new_folder(config: DictConfig, method: str) -> Path:
     """Where the run will live; in a multirun a folder for each job."""
     hydra_config = HydraConfig.get()
-    choices = hydra_config.runtime.choices
-    method = f"{choices.get('algorithm') or choices.get('estimator')}-{choices.get('task')}"
     if hydra_config.mode == RunMode.MULTIRUN:
         parent = Path(config.run_dir or hydra_config.sweep.dir)
         return (parent / f"{hydra_config.job.num}-{method}-seed{config.seed}").absolute()

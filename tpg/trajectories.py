@@ -70,6 +70,8 @@ class Trajectories:
     """A random number in [0, 1) for every token, for estimators that decide by lot."""
     values_BT: Tensor | None = None
     """A critic's value before each token: of the prompt and the response tokens so far."""
+    returns_BT: Tensor | None = None
+    """What those values are regressed on: the reward that the estimator saw, as it is worth before each token."""
     weights_BT: Tensor | None = None
     """What the estimator makes of the rewards: the factor of each token's score function."""
 
@@ -89,8 +91,9 @@ class Trajectories:
     @property
     def group_B(self) -> Tensor:
         """The group of each trajectory, 0..number of groups - 1: same prompt row, same draw."""
-        pairs = torch.stack([self.draw_B, self.row_B], dim=-1)
-        return torch.unique(pairs, dim=0, return_inverse=True)[1]
+        # One number a pair: `unique` over pairs is slower by far.
+        rows = int(self.row_B.max()) + 1 if len(self) else 1
+        return torch.unique(self.draw_B * rows + self.row_B, return_inverse=True)[1]
 
     def replace(self, **fields: object) -> Trajectories:
         """A copy with some fields set."""

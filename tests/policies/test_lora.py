@@ -4,7 +4,7 @@ from builders import prefix, record, tiny_policy
 from transformers import AutoModelForCausalLM
 
 from tpg.policies.base import LoRA, Policy, Reference
-from tpg.rollouts.engine import Sampling
+from tpg.rollouts.sampling import Sampling
 from tpg.rollouts.transformers import TransformersEngine
 
 TRAJECTORIES = record([[40], [12, 13, 14]], [[30, 31, 32, 1], [60, 61]])

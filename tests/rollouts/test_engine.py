@@ -7,7 +7,8 @@ from transformers import GenerationConfig
 import tpg.rollouts.transformers as engine_module
 from tpg.policies.base import Policy
 from tpg.randomness import key, uniforms
-from tpg.rollouts.engine import GREEDY, Prefix, Sampling
+from tpg.rollouts.engine import Prefix
+from tpg.rollouts.sampling import GREEDY, Sampling
 from tpg.rollouts.sampling import draw
 from tpg.rollouts.transformers import TransformersEngine
 from tpg.trajectories import FinishReason, Trajectories

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tpg.component import component
 from tpg.policies.base import Policy
+from tpg.rollouts.sampling import Sampling
 from tpg.trajectories import FinishReason, Trajectories
 
 
@@ -28,25 +29,6 @@ class Prefix:
     """Response tokens that are given."""
     parent: int = -1
     """The trajectory that `response_ids` are taken from; -1 for a prompt."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn from the policy's distribution."""
-
-    temperature: float = 1.0
-    """0 takes the likeliest token."""
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-
-    @property
-    def truncates(self) -> bool:
-        """Whether some tokens can never be drawn; such rollouts are not samples of the policy that is trained."""
-        return self.top_k is not None or (self.top_p or 1) < 1 or bool(self.min_p)
-
-
-GREEDY = Sampling(temperature=0.0)
 
 
 def no_step() -> None:

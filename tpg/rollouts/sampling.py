@@ -1,11 +1,29 @@
 """Drawing tokens: one uniform number a row and step, turned into a token by the inverse distribution function."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tpg.rollouts.engine import Sampling
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn from the policy's distribution."""
+
+    temperature: float = 1.0
+    """0 takes the likeliest token."""
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens can never be drawn; such rollouts are not samples of the policy that is trained."""
+        return self.top_k is not None or (self.top_p or 1) < 1 or bool(self.min_p)
+
+
+GREEDY = Sampling(temperature=0.0)
 
 
 class Drawn(NamedTuple):
@@ -23,7 +41,7 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> Drawn:
     else:
         if sampling.temperature != 1:
             logits_BV = logits_BV / sampling.temperature
-        tokens_B = _inverse_cdf(_truncated(logits_BV, sampling).softmax(-1), uniforms_B)
+        tokens_B = _inverse_cdf(truncated(logits_BV, sampling).softmax(-1), uniforms_B)
     logprobs_B = logits_BV.gather(-1, tokens_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
     return Drawn(tokens_B, logprobs_B)
 
@@ -38,7 +56,7 @@ def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     return torch.minimum(tokens_B, last_B)
 
 
-def _truncated(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+def truncated(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     """Logits with the tokens that may not be drawn at minus infinity: top-k first, then top-p, then min-p."""
     if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
         threshold_B1 = logits_BV.topk(sampling.top_k).values[:, -1:]

@@ -11,8 +11,8 @@ from torch import Tensor
 from tpg.component import component
 from tpg.policies.base import Policy
 from tpg.randomness import uniforms
-from tpg.rollouts.engine import Continuation, Engine, Prefix, Sampling, assembled, expanded, no_step
-from tpg.rollouts.sampling import draw
+from tpg.rollouts.engine import Continuation, Engine, Prefix, assembled, expanded, no_step
+from tpg.rollouts.sampling import Sampling, draw
 from tpg.trajectories import FinishReason, Trajectories, concatenate
 
 

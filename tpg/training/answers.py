@@ -10,7 +10,8 @@ from tpg.estimators.base import Continuations
 from tpg.method import Method, State
 from tpg.randomness import Purpose, key
 from tpg.rewards.model import RewardModel
-from tpg.rollouts.engine import GREEDY, Engine, Prefix
+from tpg.rollouts.engine import Engine, Prefix
+from tpg.rollouts.sampling import GREEDY
 from tpg.training.passes import Passes
 from tpg.training.prompts import PromptStream
 from tpg.training.scoring import score

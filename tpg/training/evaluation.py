@@ -9,7 +9,8 @@ from tpg.policies.base import Policy
 from tpg.rewards.base import Sample
 from tpg.rewards.match import last_number
 from tpg.rewards.model import RewardModel
-from tpg.rollouts.engine import Engine, Sampling, no_step
+from tpg.rollouts.engine import Engine, no_step
+from tpg.rollouts.sampling import Sampling
 from tpg.training.metrics import success_estimates
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 from tpg.training.options import Evaluation

@@ -1,0 +1,81 @@
+"""An audit from its options to what it prints and leaves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tpg.audit.report import print_causes, table, write
+from tpg.audit.rows import Names, audit
+from tpg.estimators.base import Estimator
+from tpg.training.experiment import Experiment
+from tpg.training.run import quiet_libraries
+
+
+def on_worlds(
+    experiment: Experiment,
+    estimators: Mapping[str, Estimator],
+    choices: Mapping[str, str],
+    folder: Path,
+    config: Mapping[str, Any],
+) -> float:
+    """Enumerate, print, write; returns the first row's relative bias."""
+    options = experiment.audit
+    console = Console(width=None if Console().is_terminal else 160)
+    with _progress(console) as progress:
+        tasks = {name: progress.add_task(name, total=options.worlds) for name in estimators}
+        rows = audit(
+            dict(estimators),
+            experiment.method,
+            experiment.rollout.sampling,
+            Names(*(str(choices[group]) for group in ("objective", "aggregation", "kl", "mismatch"))),
+            options,
+            lambda name: progress.advance(tasks[name]),
+        )
+    tokens = f"at most {options.horizon} tokens" if options.end else f"{options.horizon} tokens"
+    title = (
+        f"{options.worlds} worlds of {options.prompts} prompt(s), {tokens} out of {options.vocabulary},"
+        f" {options.reward.replace('_', ' ')} rewards; {rows[0].names.objective}, {rows[0].names.aggregation},"
+        f" kl {rows[0].names.kl}; medians"
+    )
+    console.print(table(rows, title))
+    print_causes(rows, console)
+    if any(not row.judgement.enumerated for row in rows):
+        console.print(
+            f"note: beyond audit.limit={options.limit} batches {options.samples} were drawn instead of enumerated"
+            " (a tenth where batches must be weighed one by one)",
+            highlight=False,
+        )
+    written = [row.as_dict() for row in rows]
+    _leave(experiment, folder, written, title, config, console)
+    return rows[0].judgement.relative_bias
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+
+
+def _leave(
+    experiment: Experiment,
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    title: str,
+    config: Mapping[str, Any],
+    console: Console,
+) -> None:
+    """What stays: the folder, and the same in W&B where it is a logger."""
+    quiet_libraries()
+    write(folder, rows, title)
+    for logger in experiment.logger.values():
+        built = logger.build(folder, dict(config), str(config["run_id"]))
+        if hasattr(built, "log_table"):
+            columns = [key for key in rows[0] if key != "causes"]
+            built.log_table("audit", columns=columns, data=[[row[key] for key in columns] for row in rows])
+            built.log_image("audit/picture", [str(folder / "audit.png")])
+            built.experiment.summary.update({f"audit/{row['estimator']}/verdict": row["verdict"] for row in rows})
+            built.experiment.finish()
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    console.print(f"audit  {shown}/audit.json  {shown}/audit.png", highlight=False)

@@ -1,0 +1,107 @@
+"""From the moments of a method's gradient estimate on several worlds to a judgement."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from tpg.audit.exact import Moments
+
+EXACT = 1e-9
+"""Relative bias below which an enumerated estimate is called exact: far above rounding, far below any real bias."""
+SAME_DIRECTION = 1e-12
+"""The same for 1 - cosine, which is of second order in the angle."""
+CONFIDENCE = 1.96
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Medians over worlds, the worst world where it decides, and what it comes to in words."""
+
+    relative_bias: float
+    """`|E g - true| / |true|`."""
+    scale: float
+    """`<E g, true> / |true|^2`."""
+    cosine: float
+    trace_covariance: float
+    generated_tokens: float
+    noise_per_token: float
+    """Trace of covariance times generated tokens over `|E g|^2`: noise to signal at equal cost of generation."""
+    noise_per_update: float
+    """The same with the responses that are updated on: at equal cost of training."""
+    enumerated: bool
+    margin: float
+    """What sampling leaves open about the relative bias, 95 %; 0 where everything was enumerated."""
+    exact: bool
+    exact_direction: bool
+    verdict: str
+
+    def because(self, causes: Sequence[str]) -> "Judgement":
+        """With the causes in the verdict."""
+        return replace(self, verdict=f"{self.verdict}, because of {_listed(causes)}") if causes else self
+
+    @property
+    def misdirection(self) -> float:
+        """The sine of the angle to the true gradient, squared."""
+        return max(0.0, 1.0 - self.cosine**2)
+
+
+def judged(found: Sequence[Moments]) -> Judgement:
+    """Moments of the same method on several worlds."""
+    bias, scale, cosine, noise, margins = [], [], [], [], []
+    for moments in found:
+        true, mean = moments.true, moments.mean
+        size = float(true.norm())
+        assert size > 0, "a world without a gradient says nothing"
+        bias.append(float((mean - true).norm()) / size)
+        scale.append(float(mean @ true) / size**2)
+        cosine.append(float(torch.cosine_similarity(mean, true, dim=0)))
+        noise.append(moments.trace / max(float(mean.square().sum()), 1e-300))
+        margins.append(CONFIDENCE * moments.error / size)
+    enumerated = all(moments.enumerated for moments in found)
+    margin = max(margins)
+    exact = max(bias) < EXACT if enumerated else all(b < m for b, m in zip(bias, margins, strict=True))
+    across = [max(0.0, b**2 - (1 - s) ** 2) ** 0.5 for b, s in zip(bias, scale, strict=True)]
+    straight = max(1 - c for c in cosine) < SAME_DIRECTION
+    exact_direction = straight if enumerated else all(a < m for a, m in zip(across, margins, strict=True))
+    return Judgement(
+        relative_bias=statistics.median(bias),
+        scale=statistics.median(scale),
+        cosine=statistics.median(cosine),
+        trace_covariance=statistics.median(moments.trace for moments in found),
+        generated_tokens=statistics.median(moments.tokens for moments in found),
+        noise_per_token=statistics.median(n * m.tokens for n, m in zip(noise, found, strict=True)),
+        noise_per_update=statistics.median(n * m.responses for n, m in zip(noise, found, strict=True)),
+        enumerated=enumerated,
+        margin=margin,
+        exact=exact,
+        exact_direction=exact_direction,
+        verdict=_words(bias, scale, cosine, exact, exact_direction, margin),
+    )
+
+
+def _words(
+    bias: list[float],
+    scale: list[float],
+    cosine: list[float],
+    exact: bool,
+    exact_direction: bool,
+    margin: float,
+) -> str:
+    if exact:
+        return f"no bias found, it is below {margin:.3f}" if margin else "exact"
+    if max(abs(s) for s in scale) < EXACT and statistics.median(bias) > 0.5:
+        return "no gradient at all"
+    if exact_direction:
+        factors = f"{min(scale):.3f}"
+        if max(scale) - min(scale) > 1e-6 + margin:
+            factors += f" to {max(scale):.3f}"
+        found = f"direction exact within {margin:.3f}" if margin else "exact direction"
+        return f"{found}, scale {factors}"
+    sampled = f" (sampled, +-{margin:.3f})" if margin else ""
+    return f"biased: cos {statistics.median(cosine):.3f}{sampled}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
