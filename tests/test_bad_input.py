@@ -19,10 +19,13 @@ MISTAKES = {
     # Misspelled names
     "algoritm=grpo": "algoritm: no such key; a config has ..., algorithm, ...; did you mean algorithm?",
     "algorithm=grop": (
-        "algorithm=grop: no such option; there are dr_grpo, grpo, reinforce, remax, rloo; did you mean grpo?"
+        "algorithm=grop: no such option; there are dr_grpo, grpo, ppo, reinforce, remax, rloo; did you mean grpo?"
     ),
     "experiment=quikstart": (
         "experiment=quikstart: no such option; there are quickstart, ...; did you mean quickstart?"
+    ),
+    "mismatch=sequence_trunkate": (
+        "mismatch=sequence_trunkate: no such option; there are none, ...; did you mean sequence_truncate or ...?"
     ),
     "reward_model=exact_answr": f"reward_model=exact_answr: no such option; there are {REWARDS}",
     "reward_model=[exact_answr]": f"reward_model=exact_answr: no such option; there are {REWARDS}",
@@ -39,6 +42,9 @@ MISTAKES = {
     "+estimator.epsilo=1": "estimator.epsilo: no such key; RLOO has no key",
     "estimator=grpo +estimator.epsilo=1": (
         "estimator.epsilo: no such key; GRPO has epsilon, std; did you mean epsilon?"
+    ),
+    "estimator=segment +estimator.boundaries.tokns=8": (
+        "estimator.boundaries.tokns: no such key; EveryTokens has tokens; did you mean tokens?"
     ),
     "policy.lora={rnk:8}": "policy.lora.rnk: no such key; LoRA has rank, alpha, target_modules; did you mean rank?",
     "+foo=1": "foo: no such key; Experiment has seed, iterations, ...",
@@ -59,6 +65,12 @@ MISTAKES = {
     "optimizer.lr=-1": "optimizer.lr=-1: should be greater than 0",
     "rollout.responses_per_prompt=0": "rollout.responses_per_prompt=0: should be greater than or equal to 1",
     "estimator=reinforce_ema estimator.decay=1.5": "estimator.decay=1.5: should be less than 1",
+    "estimator=segment estimator.boundaries.tokens=0": (
+        "estimator.boundaries.tokens=0: should be greater than or equal to 1"
+    ),
+    "mismatch=token_truncate mismatch.cap=0.5": "mismatch.cap=0.5: should be greater than or equal to 1",
+    "kl=k1_in_reward kl.target=0": "kl.target=0: should be greater than 0",
+    "entropy_coefficient=-1": "entropy_coefficient=-1: should be greater than or equal to 0",
     "iterations=0": "iterations=0: should be greater than or equal to 1",
     "seed=-1": "seed=-1: should be greater than or equal to 0",
     "trainer.devices=2": "trainer.devices=2: should be 1",
@@ -67,6 +79,7 @@ MISTAKES = {
     "task=reasoning_gym": "task.dataset: has no value and needs one; set task.dataset=...",
     "policy=tiny policy.heads=3": "policy.heads=3: hidden_size=128 must be a multiple of twice the heads",
     "policy=huggingface": "policy.path: has no value and needs one; set policy.path=...",
+    "estimator=segment_delimiter": "estimator.boundaries.token_ids: has no value and needs one; set ...",
     "reward_model=regex": "reward_model.regex.pattern: has no value and needs one; set reward_model.regex.pattern=...",
     "reward_model=length": "reward_model.length.target_tokens: has no value and needs one; set ...",
     "reward_model=[]": "reward_model: is empty; name one or more terms, e.g. reward_model=[exact_answer]",
@@ -99,13 +112,39 @@ MISTAKES = {
     "estimator._target_=tpg.estimators.rloo.RLO": (
         "estimator._target_=tpg.estimators.rloo.RLO: module ... has no attribute 'RLO'; did you mean RLOO?"
     ),
+    "estimator=segment estimator.boundaries._target_=tpg.estimators.boundaries.EveryToken": (
+        "estimator.boundaries._target_=tpg.estimators.boundaries.EveryToken: module ...; did you mean EveryTokens?"
+    ),
+    "estimator=segment estimator.boundaries=5": "estimator.boundaries: expected Boundaries, got int",
+    "estimator=segment ~estimator.boundaries._target_": (
+        "estimator.boundaries.tokens: no such key; Boundaries has no key"
+    ),
     "estimator._target_=tpg.spelling.did_you_mean": "estimator._target_=tpg.spelling.did_you_mean: is no class",
     "estimator._target_=tpg.kl.NoKL": "estimator: expected an option of the group 'estimator', got NoKL",
     # What cannot go together
     "estimator=rloo rollout.responses_per_prompt=1": (
         "rollout.responses_per_prompt=1: estimator RLOO compares the responses to one prompt and needs at least 2"
     ),
+    "estimator=gae": "estimator: GAE reads a critic's values; use critic=value_head or critic=separate",
+    "algorithm=ppo critic=none": "estimator: GAE reads a critic's values; use critic=value_head or critic=separate",
+    "algorithm=ppo critic=separate critic.path=./nope": "critic.path=./nope: no such folder; ...",
+    "algorithm=ppo critic.path=x": "critic.path: no such key; critic has coefficient, detached, lr, ...",
+    "algorithm=ppo critic.value_clip=0": "critic.value_clip=0: should be greater than 0",
+    "algorithm=ppo objective=p3o": (
+        "estimator: GAE gives each token its own weight, but objective P3O needs one weight for a whole response;"
+        " use estimator=rloo, or objective=ppo_clip"
+    ),
+    "objective=p3o kl=k1_to_go": "kl: KLToGo charges each token its own share, but objective P3O ...; use kl=...",
+    "objective=p3o estimator=reinforce rollout.responses_per_prompt=1": (
+        "rollout.responses_per_prompt=1: objective P3O compares the responses to one prompt and needs at least 2"
+    ),
+    "objective=p3o update.responses_per_minibatch=6": (
+        "update.responses_per_minibatch=6: objective P3O compares the responses to one prompt; give a multiple of"
+        " rollout.responses_per_prompt=8"
+    ),
     "kl=k3_in_loss kl.form=k1": "kl.form=k1: k1 in the loss has zero gradient in expectation; use kl=k1_in_reward, ...",
+    "kl=k1_in_reward kl.coefficient=0 kl.target=6": "kl.target=6: a coefficient of 0 never moves ...",
+    "mismatch=token_mask mismatch.low=1 mismatch.high=1": "mismatch.high=1: low=1 and high leave nothing ...",
     "warm_start=supervised task=addition": "warm_start.steps=300: Addition has no demonstrations",
     "task=addition reward_model=reasoning_gym": "reward_model.reasoning_gym...needs the column 'dataset', ...",
     # Folders

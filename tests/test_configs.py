@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 
 from tpg.aggregation import Constant
 from tpg.composition import to_experiment
+from tpg.estimators.boundaries import EveryTokens
 from tpg.estimators.group import GRPO
 from tpg.estimators.rloo import RLOO
+from tpg.estimators.segment import Segment
 from tpg.kl import KLInLoss, NoKL
 from tpg.objectives.ppo_clip import PPOClip
 from tpg.tasks.sort import Sort
@@ -24,6 +26,8 @@ LISTS = {"reward_model", "logger"}
 PRESETS = {"algorithm", "experiment", "debug"}
 
 NEEDED = {
+    "estimator=segment_delimiter": ["estimator.boundaries.token_ids=[198]"],
+    "estimator=gae": ["critic=value_head"],
     "policy=huggingface": ["policy.path=somewhere"],
     "task=dataset": ["task.path={data}", "reward_model=[exact_answer]"],
     "task=reasoning_gym": ["task.dataset=chain_sum"],
@@ -84,12 +88,13 @@ def test_every_option_begins_with_what_it_is_and_what_is_overridden(file):
     assert any(word in " ".join(comments) for word in ("Most overridden", "Most often", "most overridden", "no key"))
 
 
-def nodes(file):
-    """The components that an option file describes, by the name of each."""
-    config = OmegaConf.to_container(OmegaConf.load(file)) or {}
-    for name, node in {"": config, **config}.items():
-        if isinstance(node, dict) and "_target_" in node:
-            yield name, node
+def nodes(node, key=""):
+    """The components that a config describes, by the key of each, an outer one before its parts."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, child in node.items():
+            yield from nodes(child, f"{key}.{name}".removeprefix("."))
 
 
 @pytest.mark.parametrize(
@@ -98,12 +103,17 @@ def nodes(file):
     ids=lambda file: f"{file.parent.name}={file.stem}",
 )
 def test_every_option_lists_every_field_of_its_component(file):
-    found = list(nodes(file))
-    assert len(found) == 1
-    name, node = found[0]
-    cls = get_class(node["_target_"])
-    assert set(node) - {"_target_"} == {field.name for field in dataclasses.fields(cls)}
-    assert name == (file.stem if file.parent.name in LISTS else "")
+    found = dict(nodes(OmegaConf.to_container(OmegaConf.load(file))))
+    outermost = next(iter(found))
+    assert outermost == (file.stem if file.parent.name in LISTS else "")
+    assert all(name.startswith(outermost) for name in found)
+    for node in found.values():
+        assert set(node) - {"_target_"} == {field.name for field in dataclasses.fields(get_class(node["_target_"]))}
+
+
+def test_a_component_within_a_component_is_built():
+    made = experiment("estimator=segment", "estimator.boundaries.tokens=3").estimator
+    assert made == Segment(continuations=4, boundaries=EveryTokens(tokens=3))
 
 
 def test_the_defaults_name_every_group_once():

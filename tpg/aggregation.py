@@ -28,7 +28,7 @@ class Aggregation(ABC):
     """How token losses become the number that is minimised."""
 
     def without(self) -> "dict[str, Aggregation]":
-        """This aggregation less the ingredient that may bias it, by the ingredient's name; the audit blames by these."""
+        """This aggregation less what may bias it, by the ingredient's name; the audit blames by these."""
         return {}
 
     @abstractmethod

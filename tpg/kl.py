@@ -10,9 +10,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
-from typing_extensions import Self
 
 from tpg.component import component
 from tpg.numerics import k2, k3, masked_sum
@@ -64,7 +63,7 @@ class Penalty(KL):
     """`coefficient` times a divergence, held or steered towards a target.
 
     With `target` the coefficient is multiplied after each iteration by
-    `1 + clip(kl / target - 1, -0.2, 0.2) * responses / horizon`. (Ziegler et al., arXiv 1909.08593.)
+    `1 + clip(kl / target - 1, -0.2, 0.2) * min(1, responses / horizon)`. (Ziegler et al., arXiv 1909.08593.)
     """
 
     needs_reference: ClassVar[bool] = True
@@ -75,11 +74,12 @@ class Penalty(KL):
     horizon: int = Field(default=10_000, ge=1)
     """Responses over which the coefficient could grow by a factor of about 1.2."""
 
-    @model_validator(mode="after")
-    def _can_move(self) -> Self:
-        if self.target is not None and self.coefficient == 0:
-            raise ValueError("a coefficient of 0 is multiplied and never moves towards the target")
-        return self
+    @field_validator("target")
+    @classmethod
+    def _can_be_approached(cls, target: float | None, info: ValidationInfo) -> float | None:
+        if target is not None and info.data.get("coefficient") == 0:
+            raise ValueError("a coefficient of 0 never moves towards a target; start above 0")
+        return target
 
     def initial_state(self) -> dict[str, float]:
         """The coefficient, if it moves."""
@@ -108,7 +108,7 @@ class KLInReward(Penalty):
 
 @component
 class KLToGo(Penalty):
-    """Each token's weight less `coefficient` times the log-ratio from it to the end: exact, and less noisy.
+    """Each token's weight less `coefficient` times the log-ratio from it to the end: exact, and mostly less noisy.
 
     A token's penalty so far does not depend on the token: only what follows is charged to it.
     """

@@ -94,8 +94,11 @@ class Method:
         needed_B = kept_B if self.always_needed else kept_B & (weights_BT != 0).any(-1)
         if self.objective.needs_groups:
             needed_B = kept_B & (group_sum(needed_B.long(), trajectories.group_B) > 0)
+        weighed = trajectories.replace(weights_BT=weights_BT)
+        if self.estimator.needs_critic:
+            weighed = weighed.replace(returns_BT=torch.where(kept_B[:, None], self.estimator.returns(shaped), 0.0))
         return Weighed(
-            trajectories=trajectories.replace(weights_BT=weights_BT),
+            trajectories=weighed,
             kept_B=kept_B,
             needed_B=needed_B,
             state={"estimator": self.estimator.next_state(shaped, state["estimator"]), "kl": next_kl},
@@ -105,11 +108,9 @@ class Method:
     @property
     def always_needed(self) -> bool:
         """Whether responses of zero weight have a gradient too."""
-        return self.kl.in_loss or self.entropy_coefficient > 0
+        return self.kl.in_loss or self.entropy_coefficient > 0 or self.estimator.needs_critic
 
-    def loss(
-        self, statistics: TokenStatistics, trajectories: Trajectories, size: MinibatchSize, state: State
-    ) -> Loss:
+    def loss(self, statistics: TokenStatistics, trajectories: Trajectories, size: MinibatchSize, state: State) -> Loss:
         """The policy's statistics, with gradient, to one number."""
         token_losses = self.objective(statistics.logprobs, trajectories)
         losses_BT = token_losses.losses_BT

@@ -6,9 +6,9 @@ responses that is exact as long as nothing is cut; over single tokens it never i
 """
 
 from abc import abstractmethod
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from tpg.component import component
@@ -77,11 +77,12 @@ class Masked(Correction):
     low: float = Field(default=0.5, ge=0, le=1)
     high: float = Field(default=2.0, ge=1)
 
-    @model_validator(mode="after")
-    def _is_an_interval(self) -> Self:
-        if self.low == self.high:
-            raise ValueError("low and high leave nothing between them")
-        return self
+    @field_validator("high")
+    @classmethod
+    def _is_above_low(cls, high: float, info: ValidationInfo) -> float:
+        if high == info.data.get("low"):
+            raise ValueError(f"low={high:g} and high leave nothing between them")
+        return high
 
     def without(self) -> dict[str, Mismatch]:
         """Without the bounds; over whole responses."""

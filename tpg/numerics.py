@@ -32,6 +32,8 @@ class TokenStatistics(NamedTuple):
     """Entropy over the whole vocabulary, nats."""
     sum_squared_probs: Tensor | None
     """Sum over the vocabulary of the squared probability."""
+    hidden: Tensor | None = None
+    """The hidden state that the logits were made from, with one more dimension."""
 
 
 def token_statistics(

@@ -7,10 +7,19 @@ import torch
 from builders import scored, widened
 
 from tpg.estimators.base import Answers, Estimator
+from tpg.estimators.boundaries import Coin, Delimiter, EveryTokens
+from tpg.estimators.gae import GAE
 from tpg.estimators.group import GRPO, GroupMean
+from tpg.estimators.obl import OBL
+from tpg.estimators.opo import OPO
+from tpg.estimators.otb import OTB
 from tpg.estimators.reinforce import Reinforce, ReinforceEMA
+from tpg.estimators.reinforce_pp import ReinforcePP, ReinforcePPBaseline
 from tpg.estimators.remax import ReMax
+from tpg.estimators.rl_zvp import RLZVP
 from tpg.estimators.rloo import RLOO
+from tpg.estimators.segment import Segment
+from tpg.estimators.trepo import TRePOInterpolate, TRePOInverseProbability
 from tpg.trajectories import Trajectories
 
 NAN, INF = float("nan"), float("inf")
@@ -32,6 +41,23 @@ ESTIMATORS = {
     "grpo_batch_std": Row(GRPO(std="batch"), couples_groups=True),
     "grpo_no_std": Row(GRPO(std="none")),
     "remax": Row(ReMax()),
+    "reinforce_pp": Row(ReinforcePP(), couples_groups=True),
+    "reinforce_pp_no_std": Row(ReinforcePP(std=False), couples_groups=True),
+    "reinforce_pp_baseline": Row(ReinforcePPBaseline(), couples_groups=True),
+    "opo": Row(OPO()),
+    "opo_leave_one_out": Row(OPO(leave_one_out=True)),
+    "obl": Row(OBL()),
+    "obl_parameters": Row(OBL(norm="parameters")),
+    "obl_leave_one_out": Row(OBL(leave_one_out=True)),
+    "otb": Row(OTB()),
+    "otb_leave_one_out": Row(OTB(leave_one_out=True)),
+    "rl_zvp": Row(RLZVP()),
+    "gae": Row(GAE(lam=0.9)),
+    "segment_every_tokens": Row(Segment(boundaries=EveryTokens(tokens=2))),
+    "segment_delimiter": Row(Segment(boundaries=Delimiter(token_ids=[2]))),
+    "segment_coin": Row(Segment(boundaries=Coin(probability=0.5))),
+    "trepo_interpolate": Row(TRePOInterpolate(positions=2)),
+    "trepo_inverse_probability": Row(TRePOInverseProbability(positions=2)),
 }
 
 each_row = pytest.mark.parametrize("row", ESTIMATORS.values(), ids=ESTIMATORS)
@@ -59,20 +85,26 @@ def with_statistics(trajectories: Trajectories) -> Trajectories:
     steps_BT = torch.arange(shape[0] * shape[1], dtype=trajectories.rewards_B.dtype).reshape(shape)
     return trajectories.replace(
         values_BT=torch.sin(steps_BT),
+        uniforms_BT=(steps_BT * 0.618 + 0.1) % 1,
         entropy_BT=1 + torch.cos(steps_BT),
         rollout_logprobs_BT=-1 - torch.sin(2 * steps_BT),
         sum_squared_probs_BT=0.5 + 0.4 * torch.cos(3 * steps_BT),
+        score_norms_B=2 + torch.sin(steps_BT[:, 0]),
     )
 
 
-def answers(trajectories: Trajectories) -> Answers:
-    """A function of each trajectory's prompt, so that any selection of trajectories gets the same."""
-    greedy_B = (trajectories.row_B + trajectories.draw_B).to(trajectories.rewards_B.dtype) / 8
-    return Answers(greedy_B, torch.ones_like(trajectories.scored_B), state={"sum": 0.06, "weight": 0.2})
+def answers(estimator: Estimator, trajectories: Trajectories) -> Answers:
+    """A function of each prompt and prefix, so that any selection of trajectories gets the same."""
+    prompt_B = (trajectories.row_B + trajectories.draw_B).to(trajectories.rewards_B.dtype)
+    greedy_B = prompt_B / 8
+    asked = estimator.requests(trajectories).continuations
+    values_K = None if asked is None else torch.sin(prompt_B[asked.parent_K] + 2 * asked.position_K)
+    scored_B = torch.ones_like(trajectories.scored_B)
+    return Answers(greedy_B, scored_B, values_K, state={"sum": 0.06, "weight": 0.2})
 
 
 def weigh(estimator: Estimator, trajectories: Trajectories) -> torch.Tensor:
-    return estimator.weights(trajectories, answers(trajectories))
+    return estimator.weights(trajectories, answers(estimator, trajectories))
 
 
 @each
@@ -126,8 +158,10 @@ def test_weights_carry_no_gradient(estimator):
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
     }
     needing = trajectories.replace(**fields)
-    asked = answers(needing)
-    asked = Answers(asked.greedy_rewards_B.requires_grad_(), asked.greedy_scored_B, state=asked.state)
+    asked = answers(estimator, needing)
+    for answered in (asked.greedy_rewards_B, asked.continued_values_K):
+        if answered is not None and not answered.requires_grad:
+            answered.requires_grad_()
     weights_BT = estimator.weights(needing, asked)
     assert not weights_BT.requires_grad
     assert torch.equal(weights_BT, weigh(estimator, trajectories))

@@ -8,6 +8,7 @@ from builders import scored
 from tpg.estimators.base import Answers, Requests
 from tpg.estimators.group import GRPO, GroupMean
 from tpg.estimators.reinforce import Reinforce, ReinforceEMA
+from tpg.estimators.reinforce_pp import ReinforcePP, ReinforcePPBaseline
 from tpg.estimators.remax import ReMax
 from tpg.estimators.rloo import RLOO
 
@@ -66,6 +67,28 @@ CASES = [
     ("grpo without std, one left", GRPO(std="none"), LONELY, [0.5, 0, -0.5, 0]),
     ("grpo batch std, one left", GRPO(std="batch"), LONELY, [0.707007, 0, -0.707007, 0]),
     ("reinforce, one left", Reinforce(), LONELY, [1, 1, 0, 0]),
+    ("reinforce_pp", ReinforcePP(), {"rewards": TWO_OF_EIGHT}, at(1.61984, -0.53995, 0, 3)),
+    ("reinforce_pp, one", ReinforcePP(), {"rewards": [3.0]}, [0]),
+    (
+        "reinforce_pp, interleaved",  # mean 5.75 / 7, standard deviation 1.328488
+        ReinforcePP(),
+        INTERLEAVED,
+        [0.134407, -0.241932, -0.618272, -1.370950, 0.887086, -0.430102, 0, 1.639764],
+    ),
+    (
+        "reinforce_pp, no std",
+        ReinforcePP(std=False),
+        INTERLEAVED,
+        [0.178571, -0.321429, -0.821429, -1.821429, 1.178571, -0.571429, 0, 2.178571],
+    ),
+    (
+        "reinforce_pp_baseline, interleaved",  # standard deviation of the differences 0.600925
+        ReinforcePPBaseline(),
+        INTERLEAVED,
+        [0.970564, 1.247868, -0.693260, -1.247868, -0.831912, -0.277304, 0, 0.831912],
+    ),
+    ("reinforce_pp, one left", ReinforcePP(), LONELY, [0.577250, 0.577250, -1.154501, 0]),
+    ("reinforce_pp_baseline, one left", ReinforcePPBaseline(), LONELY, [0.707007, 0, -0.707007, 0]),
 ]
 
 
@@ -78,10 +101,21 @@ def test_weights(estimator, rewards, expected):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rewards", [[2.0] * 4, [0.1] * 3, [1 / 3] * 7, [1e9 + 0.1] * 5], ids=str)
 @pytest.mark.parametrize(
-    "estimator", [RLOO(), GroupMean(), GRPO(), GRPO(std="batch"), GRPO(epsilon=0), GRPO(std="none")], ids=repr
+    "estimator",
+    [
+        *(RLOO(), GroupMean(), GRPO(), GRPO(std="batch"), GRPO(epsilon=0), GRPO(std="none")),
+        *(ReinforcePP(), ReinforcePP(epsilon=0), ReinforcePP(std=False), ReinforcePPBaseline(epsilon=0)),
+    ],
+    ids=repr,
 )
 def test_equal_rewards_weigh_exactly_zero(estimator, rewards, dtype):
     assert estimator.weights(scored(rewards, dtype=dtype), Answers()).tolist() == [[0.0]] * len(rewards)
+
+
+@pytest.mark.parametrize("estimator", [ReinforcePP(), ReinforcePPBaseline()], ids=repr)
+def test_the_spread_of_huge_rewards_fits_single_precision(estimator):
+    weights_BT = estimator.weights(scored([1e30, 0, 0, 1e30], dtype=torch.float32), Answers())
+    assert weights_BT[:, 0].tolist() == pytest.approx([0.866025, -0.866025, -0.866025, 0.866025])
 
 
 def test_remax_subtracts_the_greedy_reward():
@@ -134,6 +168,8 @@ def test_other_estimators_carry_nothing():
         (RLOO(), [True, False, True, False]),
         (GroupMean(), [True, False, True, False]),
         (GRPO(), [True, False, True, False]),
+        (ReinforcePP(), [True, True, True, False]),
+        (ReinforcePPBaseline(), [True, False, True, False]),
     ],
     ids=repr,
 )
@@ -149,6 +185,8 @@ def test_kept(estimator, expected):
         (ReinforceEMA, {"decay": 1.0}),
         (Reinforce, {"baseline": float("nan")}),
         (RLOO, {"baseline": 0.0}),
+        (ReinforcePP, {"epsilon": -1e-4}),
+        (ReinforcePPBaseline, {"std": False}),
     ],
 )
 def test_options_are_checked(option, fields):

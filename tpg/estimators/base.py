@@ -65,8 +65,14 @@ class Estimator(ABC):
     """Scored responses a group must have; smaller ones are left out of the update and counted."""
     needs_critic: ClassVar[bool] = False
     """Whether it reads `trajectories.values_BT`, a critic's value before every response token."""
-    draws: ClassVar[bool] = False
-    """Whether it decides by lot: it then reads `trajectories.uniforms_BT`, a number in [0, 1) for every token."""
+
+    response_level: ClassVar[bool] = False
+    """Whether every token of a response gets the same weight."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether it decides by lot: it then reads `trajectories.uniforms_BT`, a number in [0, 1) for every token."""
+        return False
 
     def requests(self, trajectories: Trajectories) -> Requests:
         """What is needed beyond the rewards of `trajectories`."""
@@ -81,6 +87,11 @@ class Estimator(ABC):
     @abstractmethod
     def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
         """The weight of every response token, (B, T); zero where nothing is kept or the policy chose nothing."""
+
+    def returns(self, trajectories: Trajectories) -> Tensor:
+        """What a critic's value before every token should be, (B, T), for one of these rewards: the reward itself."""
+        assert trajectories.rewards_B is not None
+        return trajectories.rewards_B[:, None].expand(trajectories.action_mask_BT.shape)
 
     def without(self) -> "dict[str, Estimator]":
         """This estimator less one ingredient that may bias it, by the ingredient's name; the audit blames by these."""
@@ -132,6 +143,8 @@ class GroupedRewards:
 @component
 class ResponseLevelEstimator(Estimator):
     """An estimator that gives every token of a response the same weight, its advantage."""
+
+    response_level: ClassVar[bool] = True
 
     @abstractmethod
     def advantages(self, grouped: GroupedRewards, answers: Answers) -> Tensor:

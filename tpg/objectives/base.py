@@ -28,6 +28,8 @@ class Objective(ABC):
     """Whether it corrects for updates that were made since the rollout."""
     needs_groups: ClassVar[bool] = False
     """Whether it compares responses to one prompt, which must then lie in the same micro-batch."""
+    response_level: ClassVar[bool] = False
+    """Whether it needs one weight for the whole response."""
 
     def without(self) -> "dict[str, Objective]":
         """This objective less one ingredient that may bias it, by the ingredient's name; the audit blames by these."""
@@ -45,10 +47,10 @@ class Objective(ABC):
 def old_logprobs(logprobs_BT: Tensor, trajectories: Trajectories) -> Tensor:
     """The log-probabilities before the update; the current ones, detached, while the policy has not moved."""
     old_BT = trajectories.old_logprobs_BT
-    return logprobs_BT.detach() if old_BT is None else old_BT
+    return (logprobs_BT if old_BT is None else old_BT).detach()
 
 
 def weights(trajectories: Trajectories) -> Tensor:
-    """The estimator's weights."""
+    """The estimator's weights, without gradient; 0 where the policy chose nothing."""
     assert trajectories.weights_BT is not None, "run the estimator first"
-    return trajectories.weights_BT
+    return trajectories.weights_BT.detach().masked_fill(~trajectories.action_mask_BT, 0.0)

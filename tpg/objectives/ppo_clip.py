@@ -7,7 +7,9 @@ from pydantic import Field
 from torch import Tensor
 
 from tpg.component import component
-from tpg.objectives.base import Objective, TokenLosses, old_logprobs, weights
+from tpg.objectives.base import Objective, TokenLosses, weights
+from tpg.objectives.ratios import NO_CLIP, clipped_surrogate, token_ratios
+from tpg.objectives.sequence_clip import SequenceClip
 from tpg.trajectories import Trajectories
 
 
@@ -25,18 +27,19 @@ class PPOClip(Objective):
     clip_high: float = Field(default=0.2, ge=0)
     dual_clip: float | None = Field(default=None, gt=1)
 
+    def without(self) -> dict[str, Objective]:
+        """Without the clips; then with the ratio of the whole response, which is exact importance sampling."""
+        unclipped = PPOClip(clip_low=1.0, clip_high=NO_CLIP)
+        if self != unclipped:
+            return {"clipping": unclipped}
+        return {"token-level ratio": SequenceClip(clip_low=1.0, clip_high=NO_CLIP)}
+
     def __call__(self, logprobs_BT: Tensor, trajectories: Trajectories) -> TokenLosses:
         """The clipped surrogate's negative; `clip_ratio/region_mean` is the share of tokens where it binds."""
         weights_BT = weights(trajectories)
-        ratio_BT = (logprobs_BT - old_logprobs(logprobs_BT, trajectories)).exp()
-        free_BT = ratio_BT * weights_BT
-        clipped_BT = ratio_BT.clamp(1 - self.clip_low, 1 + self.clip_high) * weights_BT
-        surrogate_BT = torch.minimum(free_BT, clipped_BT)
+        ratio_BT = token_ratios(logprobs_BT, trajectories)
+        surrogate_BT, clipped_BT = clipped_surrogate(ratio_BT, weights_BT, self.clip_low, self.clip_high)
         if self.dual_clip is not None:
             floor_BT = torch.where(weights_BT < 0, self.dual_clip * weights_BT, -torch.inf)
             surrogate_BT = torch.maximum(surrogate_BT, floor_BT)
-        watched = {
-            "clip_ratio/region_mean": (clipped_BT < free_BT).float().detach(),
-            "ratio": ratio_BT.detach(),
-        }
-        return TokenLosses(-surrogate_BT, watched)
+        return TokenLosses(-surrogate_BT, {"clip_ratio/region_mean": clipped_BT, "ratio": ratio_BT.detach()})
