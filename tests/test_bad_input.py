@@ -18,9 +18,7 @@ REWARDS = (
 MISTAKES = {
     # Misspelled names
     "algoritm=grpo": "algoritm: no such key; a config has ..., algorithm, ...; did you mean algorithm?",
-    "algorithm=grop": (
-        "algorithm=grop: no such option; there are dr_grpo, grpo, ppo, reinforce, remax, rloo; did you mean grpo?"
-    ),
+    "algorithm=grop": "algorithm=grop: no such option; there are ..., dr_grpo, grpo, ...; did you mean grpo?",
     "experiment=quikstart": (
         "experiment=quikstart: no such option; there are quickstart, ...; did you mean quickstart?"
     ),

@@ -78,6 +78,7 @@ def trained(
     estimator=None,
     kl=None,
     mismatch=None,
+    critic=None,
     entropy_coefficient=0.0,
     engine=ENGINE,
     optimizer=SMOOTH,
@@ -85,6 +86,7 @@ def trained(
     skip=True,
     iterations=1,
     callbacks=(),
+    checkpoint=None,
     stop=lambda: None,
     dtype=torch.float64,
 ):
@@ -111,12 +113,13 @@ def trained(
         update=update,
         reference=Reference(policy) if kl.needs_reference else None,
         on_step=stop,
+        critic=critic.build(policy).to(dtype) if critic else None,
     )
     module = TrajectoryPolicyGradient(collector, optimizer, 100)
     module.recorder = Recorder()
     options = TrainerOptions(accelerator="cpu", gradient_clip_val=clip)
     trainer = options.build(iterations, tmp_path, [module.recorder, *callbacks], [], [])
-    trainer.fit(module)
+    trainer.fit(module, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return module
 
 

@@ -109,16 +109,8 @@ class Policy(nn.Module):
 
     def statistics(self, trajectories: Trajectories, temperature: float, **options: Any) -> Any:
         """Log-probabilities of the response tokens: `tpg.policies.logprobs.response_statistics` of this model."""
-        # Dropout stays off, as in the rollout, or the policy would differ from the one that is scored; but
-        # transformers checkpoints activations only in training mode: in those modules alone it is set.
-        for module in self.model.modules():
-            module.training = (
-                self.gradient_checkpointing and torch.is_grad_enabled() and hasattr(module, "gradient_checkpointing")
-            )
-        try:
+        with dropout_off(self.model, checkpointing=self.gradient_checkpointing):
             return response_statistics(self.model, trajectories, temperature, **options)
-        finally:
-            self.model.eval()
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in Hugging Face format; adapters are merged into the weights."""
@@ -127,6 +119,21 @@ class Policy(nn.Module):
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def dropout_off(model: nn.Module, *, checkpointing: bool) -> Iterator[None]:
+    """For a pass that may be differentiated: no dropout, and activations are recomputed if `checkpointing`.
+
+    Dropout stays off, as in the rollout, or the policy would differ from the one that is scored; but transformers
+    checkpoints activations only in training mode: in those modules alone it is set.
+    """
+    for module in model.modules():
+        module.training = checkpointing and torch.is_grad_enabled() and hasattr(module, "gradient_checkpointing")
+    try:
+        yield
+    finally:
+        model.eval()
 
 
 class Reference:

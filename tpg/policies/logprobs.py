@@ -1,9 +1,11 @@
 """A causal language model's log-probabilities of given responses."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tpg.numerics import TokenStatistics, token_statistics
 from tpg.trajectories import Trajectories
@@ -15,17 +17,20 @@ def response_statistics(
     temperature: float,
     *,
     distribution: bool = False,
+    hidden: bool = False,
     layout: Literal["padded", "packed"] = "padded",
 ) -> TokenStatistics:
     """Statistics of every response token, each (B, T), zero outside `response_mask_BT`. Differentiable.
 
     Logits are made at the positions that predict a response token and nowhere else. `padded` runs a rectangle;
     `packed` runs all the trajectories end to end in one row without a padding token, which needs an attention
-    implementation that tells sequences apart by their position ids.
+    implementation that tells sequences apart by their position ids. With `hidden` also the hidden states of the same
+    pass, (B, T, H).
     """
     mask_BT = trajectories.response_mask_BT
     tokens_N = trajectories.response_ids_BT[mask_BT]
-    logits_NV = (_padded_logits if layout == "padded" else _packed_logits)(model, trajectories)
+    with _inputs_of(model.get_output_embeddings() if hidden else None) as states:
+        logits_NV = (_padded_logits if layout == "padded" else _packed_logits)(model, trajectories)
     statistics = token_statistics(logits_NV, tokens_N, temperature, distribution=distribution)
 
     def scattered(values_N: Tensor | None) -> Tensor | None:
@@ -35,17 +40,48 @@ def response_statistics(
 
     logprobs_BT = scattered(statistics.logprobs)
     assert logprobs_BT is not None
-    return TokenStatistics(logprobs_BT, scattered(statistics.entropy), scattered(statistics.sum_squared_probs))
+    hidden_BTH = None
+    if hidden:
+        (state,) = states
+        hidden_NH = state[:, :-1][mask_BT] if layout == "padded" else state[0]
+        hidden_BTH = hidden_NH.new_zeros(*mask_BT.shape, hidden_NH.shape[-1])
+        hidden_BTH = hidden_BTH.masked_scatter(mask_BT[..., None], hidden_NH)
+    return TokenStatistics(
+        logprobs_BT, scattered(statistics.entropy), scattered(statistics.sum_squared_probs), hidden_BTH
+    )
 
 
-def _padded_logits(model: Any, trajectories: Trajectories) -> Tensor:
+def response_hidden_states(trunk: Any, trajectories: Trajectories) -> Tensor:
+    """The last hidden state of a model without an output embedding at what predicts each response token, (B, T, H)."""
+    first = trajectories.prompt_ids_BP.shape[1] - 1
+    states: Tensor = trunk(**_rectangle(trajectories), use_cache=False).last_hidden_state
+    return states[:, first:-1]
+
+
+@contextlib.contextmanager
+def _inputs_of(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """What is given to a module while this is open, call after call."""
+    given: list[Tensor] = []
+    if module is None:
+        yield given
+        return
+    handle = module.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    try:
+        yield given
+    finally:
+        handle.remove()
+
+
+def _rectangle(trajectories: Trajectories) -> dict[str, Tensor]:
     ids = torch.cat([trajectories.prompt_ids_BP, trajectories.response_ids_BT], dim=-1)
     mask = torch.cat([trajectories.prompt_mask_BP, trajectories.response_mask_BT], dim=-1)
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask.long(), "position_ids": positions}
+
+
+def _padded_logits(model: Any, trajectories: Trajectories) -> Tensor:
     kept = trajectories.response_ids_BT.shape[1] + 1
-    logits = model(
-        input_ids=ids, attention_mask=mask.long(), position_ids=positions, logits_to_keep=kept, use_cache=False
-    ).logits
+    logits = model(**_rectangle(trajectories), logits_to_keep=kept, use_cache=False).logits
     return logits[:, :-1][trajectories.response_mask_BT]
 
 

@@ -9,6 +9,7 @@ import torch
 from tpg.estimators.base import Answers
 from tpg.method import Method, Weighed
 from tpg.policies.base import Policy, Reference
+from tpg.policies.critic import Critic
 from tpg.randomness import Purpose, key, uniforms
 from tpg.rewards.model import RewardModel
 from tpg.rollouts.engine import Engine
@@ -35,6 +36,7 @@ class Experience:
     """Time by stage: rollout, reward, estimate."""
     asked: dict[str, float]
     """Metrics of what the estimator asked for."""
+    answers: Answers
 
     @property
     def trajectories(self) -> Trajectories:
@@ -69,11 +71,13 @@ class Collector:
     reference: Reference | None
     on_step: Callable[[], None]
     """Called after every decoding step; may raise to end the generation."""
+    critic: Critic | None = None
 
     @property
     def passes(self) -> Passes:
-        """The policy and its reference over given trajectories."""
-        return Passes(self.policy, self.reference, self.engine.temperature, self.update.responses_per_microbatch)
+        """The policy, its reference and the critic over given trajectories."""
+        responses = self.update.responses_per_microbatch
+        return Passes(self.policy, self.reference, self.engine.temperature, responses, self.critic)
 
     @torch.no_grad()
     def collect(self, iteration: int, state: dict[str, dict[str, float]]) -> Experience:
@@ -88,7 +92,7 @@ class Collector:
         watch.lap("rollout")
         scored = score(rollout, self.stream.prompts.examples, self.policy, self.reward_model)
         watch.lap("reward")
-        trajectories = self._with_lots(scored.trajectories, iteration) if estimator.draws else scored.trajectories
+        trajectories = self.with_lots(scored.trajectories, iteration) if estimator.draws else scored.trajectories
         generated = int(rollout.action_mask_BT.sum())
 
         requests = estimator.requests(trajectories)
@@ -109,13 +113,15 @@ class Collector:
             watch.lap("rollout")
         moves = self.update.steps(len(trajectories)) > 1
         needs_old = moves or method.moves_rewards or method.mismatch.corrects
-        trajectories = self.passes.with_logprobs(trajectories, old=needs_old, distribution=requests.distribution)
+        trajectories = self.passes.with_logprobs(
+            trajectories, old=needs_old, distribution=requests.distribution, values=True
+        )
         if requests.score_norms:
             trajectories = self.passes.with_score_norms(trajectories)
         weighed = method.weigh(trajectories, answers, state)
         watch.lap("estimate")
         generated += int(asked.get("num_tokens/greedy", 0) + asked.get("num_tokens/continuations", 0))
-        return Experience(iteration, scored, weighed, generated, watch.seconds, asked)
+        return Experience(iteration, scored, weighed, generated, watch.seconds, asked, answers)
 
     def loader(self, experience: Experience) -> ExperienceLoader:
         """The experience as micro-batches."""
@@ -127,9 +133,10 @@ class Collector:
             self.engine.max_response_tokens,
             self.stream.seed,
             experience.iteration,
+            whole_groups=self.method.objective.needs_groups,
         )
 
-    def _with_lots(self, trajectories: Trajectories, iteration: int) -> Trajectories:
+    def with_lots(self, trajectories: Trajectories, iteration: int) -> Trajectories:
         """Adds the numbers by which an estimator decides."""
         identities = zip(trajectories.row_B, trajectories.draw_B, trajectories.response_index_B, strict=True)
         keys = [

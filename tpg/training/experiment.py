@@ -1,5 +1,6 @@
 """A whole experiment as typed options, and what must hold between them."""
 
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -13,12 +14,13 @@ from tpg.method import Method
 from tpg.mismatch import Mismatch
 from tpg.objectives.base import Objective
 from tpg.policies.base import PolicyOptions
+from tpg.policies.critic import CriticOptions, NoCritic
 from tpg.rewards.base import RewardTerm
 from tpg.rewards.model import check_columns
 from tpg.rollouts.engine import Engine
 from tpg.tasks.base import Task
 from tpg.training.loggers import LoggerOptions
-from tpg.training.options import Checkpointing, Evaluation, Optimizer, TrainerOptions, Update, WarmStart
+from tpg.training.options import Audit, Checkpointing, Evaluation, Optimizer, TrainerOptions, Update, WarmStart
 
 
 @component
@@ -37,6 +39,7 @@ class Experiment:
     aggregation: Aggregation
     kl: KL
     mismatch: Mismatch
+    critic: CriticOptions = Field(default_factory=NoCritic)
     entropy_coefficient: float = Field(ge=0)
     """Of the bonus for the entropy at every response token."""
     rollout: Engine
@@ -45,8 +48,11 @@ class Experiment:
     warm_start: WarmStart
     trainer: TrainerOptions
     evaluation: Evaluation
+    audit: Audit
     checkpoint: Checkpointing
     logger: dict[str, LoggerOptions] = Field(default_factory=dict)
+    shadow_estimators: dict[str, Estimator] = Field(default_factory=dict)
+    """Whose gradients on the same rollouts are logged beside the trained one's."""
     callbacks: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -61,6 +67,10 @@ class Experiment:
             entropy_coefficient=self.entropy_coefficient,
         )
 
+    def with_estimator(self, estimator: Estimator) -> "Experiment":
+        """The same with another estimator."""
+        return replace(self, estimator=estimator)
+
     def check(self) -> list[str]:
         """Raise `UserError` for options that cannot go together or are missing; return warnings, a line each."""
         group, needed = self.rollout.responses_per_prompt, self.estimator.min_group
@@ -69,6 +79,7 @@ class Experiment:
                 f"rollout.responses_per_prompt={group}: estimator {type(self.estimator).__name__} compares the"
                 f" responses to one prompt and needs at least {needed}"
             )
+        self.check_method()
         if not self.reward_model:
             raise UserError("reward_model: is empty; name one or more terms, e.g. reward_model=[exact_answer]")
         if self.warm_start.steps and type(self.task).demonstrations is Task.demonstrations:
@@ -76,11 +87,43 @@ class Experiment:
                 f"warm_start.steps={self.warm_start.steps}: {type(self.task).__name__} has no demonstrations"
             )
         self._check_callbacks()
+        self._check_shadows()
         check_columns(self.reward_model, self.task.columns())
         self.task.check()
         self.policy.check()
+        self.critic.check(self.policy)
         self.trainer.check()
         return list(self._warnings())
+
+    def check_method(self) -> None:
+        """Raise `UserError` for parts of a method that ask of each other what they do not have."""
+        estimator, objective, kl = (type(part).__name__ for part in (self.estimator, self.objective, self.kl))
+        if self.estimator.needs_critic and isinstance(self.critic, NoCritic):
+            raise UserError(f"estimator: {estimator} reads a critic's values; use critic=value_head or critic=separate")
+        if self.objective.response_level:
+            needs = f"objective {objective} needs one weight for a whole response"
+            if not self.estimator.response_level:
+                raise UserError(
+                    f"estimator: {estimator} gives each token its own weight, but {needs}; use estimator=rloo, or"
+                    " objective=ppo_clip"
+                )
+            if type(self.kl).shaped_weights is not KL.shaped_weights:
+                raise UserError(f"kl: {kl} charges each token its own share, but {needs}; use kl=k1_in_reward")
+        if self.objective.needs_groups:
+            group, minibatch = self.rollout.responses_per_prompt, self.update.responses_per_minibatch
+            compares = f"objective {objective} compares the responses to one prompt"
+            if group < 2:
+                raise UserError(f"rollout.responses_per_prompt={group}: {compares} and needs at least 2")
+            if minibatch is not None and minibatch < self.rollout.prompts * group and minibatch % group:
+                raise UserError(
+                    f"update.responses_per_minibatch={minibatch}: {compares}; give a multiple of"
+                    f" rollout.responses_per_prompt={group}"
+                )
+
+    def _check_shadows(self) -> None:
+        from tpg.training.shadow import check_shadows
+
+        check_shadows(self.shadow_estimators, self.method, self.rollout.responses_per_prompt)
 
     def _check_callbacks(self) -> None:
         from lightning.pytorch import Callback
@@ -91,6 +134,11 @@ class Experiment:
                 raise UserError(f"callbacks.{name}: expected a Lightning Callback (_target_: ...), got {kind}")
 
     def _warnings(self) -> Any:
+        if not (self.estimator.needs_critic or isinstance(self.critic, NoCritic)):
+            yield (
+                f"critic: estimator {type(self.estimator).__name__} reads no critic, so that there is none; use"
+                " estimator=gae, or critic=none"
+            )
         responses = self.rollout.prompts * self.rollout.responses_per_prompt
         steps = self.update.steps(responses)
         if steps > 1 and not self.objective.off_policy:

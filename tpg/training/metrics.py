@@ -36,6 +36,9 @@ def iteration_metrics(experience: Experience) -> dict[str, float]:
         "entropy": float(-masked_mean(trajectories.rollout_logprobs_BT, trajectories.action_mask_BT)),
     }
     metrics |= experience.asked
+    if trajectories.values_BT is not None and trajectories.returns_BT is not None:
+        mask_BT = trajectories.action_mask_BT & experience.weighed.kept_B[:, None]
+        metrics |= value_metrics(trajectories.values_BT[mask_BT], trajectories.returns_BT[mask_BT])
     if experience.weighed.kl is not None:
         metrics["kl"] = experience.weighed.kl
     if "coefficient" in experience.weighed.state["kl"]:
@@ -50,6 +53,21 @@ def iteration_metrics(experience: Experience) -> dict[str, float]:
         metrics[f"rewards/{name}/std"] = float(valid.std()) if len(valid) > 1 else 0.0
         metrics[f"rewards/{name}/unscored"] = float(values_B.isnan().sum())
     return metrics
+
+
+def value_metrics(values_N: Tensor, returns_N: Tensor) -> dict[str, float]:
+    """How a critic's values of N tokens met what they are to predict.
+
+    The explained variance is `1 - Var(R - V) / Var(R)`: 1 for a critic that is always right, 0 for a constant, below 0
+    for one that is worse; 0 where the returns do not vary, as there is nothing to explain.
+    """
+    values_N, returns_N = values_N.double(), returns_N.double()
+    spread = float(returns_N.var(correction=0)) if len(returns_N) and returns_N.max() > returns_N.min() else 0.0
+    unexplained = float((returns_N - values_N).var(correction=0)) if spread else 0.0
+    return {
+        "critic/explained_variance": 1.0 - unexplained / spread if spread else 0.0,
+        "critic/value_mean": float(values_N.mean()) if len(values_N) else 0.0,
+    }
 
 
 def _mismatch(trajectories: Trajectories) -> dict[str, float]:
@@ -82,6 +100,9 @@ class UpdateMetrics:
     loss: float = 0.0
     grad_norms: list[float] = field(default_factory=list)
     learning_rate: float = 0.0
+    critic_loss: float = 0.0
+    critic_grad_norms: list[float] = field(default_factory=list)
+    """Empty without a critic."""
     watched: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     started: float = field(default_factory=time.perf_counter)
@@ -96,11 +117,16 @@ class UpdateMetrics:
     def summary(self) -> dict[str, float]:
         """Loss and gradient norm a step, means over the tokens that were updated."""
         steps = max(1, len(self.grad_norms))
+        critic = {
+            "critic/loss": self.critic_loss / steps,
+            "critic/grad_norm": sum(self.critic_grad_norms) / steps,
+        }
         means = {name: total / max(1, self.tokens) for name, total in self.watched.items()}
         return {
             "loss": self.loss / steps,
             "grad_norm": sum(self.grad_norms) / steps,
             "learning_rate": self.learning_rate,
+            **(critic if self.critic_grad_norms else {}),
             **means,
         }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from tpg.randomness import torch_seed
 from tpg.training.experience import Collector, Experience
@@ -31,6 +33,7 @@ class TrajectoryPolicyGradient(LightningModule):
     ) -> None:
         super().__init__()
         self.policy = collector.policy
+        self.critic = collector.critic
         self.collector = collector
         self.optimizer_options = optimizer
         self.total_steps = total_steps
@@ -46,9 +49,15 @@ class TrajectoryPolicyGradient(LightningModule):
         """The iteration in hand, 1, 2, ...; 0 before the first."""
         return self.experience.iteration if self.experience else 0
 
+    @property
+    def critic_alone(self) -> bool:
+        """Whether this iteration trains the critic only."""
+        return self.critic is not None and self.iteration <= self.critic.warmup_iterations
+
     def configure_optimizers(self) -> Any:
         """The optimizer, and a schedule that moves with its steps."""
-        optimizer, schedule = self.optimizer_options.build(self, self.total_steps)
+        others = [(self.critic, self.critic.lr)] if self.critic is not None else []
+        optimizer, schedule = self.optimizer_options.build(self.policy, self.total_steps, others)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -66,6 +75,8 @@ class TrajectoryPolicyGradient(LightningModule):
         with self.trainer.precision_plugin.forward_context():
             self.experience = self.collector.collect(iteration, self.method_state)
         loader = self.collector.loader(self.experience)
+        if any(callback.compares_micro_batches for callback in self._iteration_callbacks()):
+            loader = replace(loader, similar_lengths=False)
         self.trainer.accumulate_grad_batches = loader.parts
         self.update_metrics = UpdateMetrics()
         return loader
@@ -73,17 +84,28 @@ class TrajectoryPolicyGradient(LightningModule):
     def training_step(self, batch: MicroBatch, index: int) -> Tensor:
         """The micro-batch's share of the minibatch's loss."""
         torch.manual_seed(torch_seed(self.collector.stream.seed, self.iteration, index))
+        critic = self.critic
         if batch.trajectories is None:
             # Zero gradients, not missing ones: the optimizer steps as it would have with the rows that were skipped.
-            return sum(parameter.sum() * 0.0 for parameter in self.parameters() if parameter.requires_grad)  # type: ignore[return-value]
+            moving = critic if critic is not None and self.critic_alone else self
+            return sum(parameter.sum() * 0.0 for parameter in moving.parameters() if parameter.requires_grad)  # type: ignore[return-value]
         trajectories, method = batch.trajectories, self.collector.method
-        statistics = self.policy.statistics(
-            trajectories, self.collector.engine.temperature, distribution=method.entropy_coefficient > 0
-        )
-        loss = method.loss(statistics, trajectories, batch.size, self.method_state)
+        with torch.set_grad_enabled(not self.critic_alone):
+            statistics = self.policy.statistics(
+                trajectories,
+                self.collector.engine.temperature,
+                distribution=method.entropy_coefficient > 0,
+                hidden=critic is not None and critic.reads_policy,
+            )
+            loss = method.loss(statistics, trajectories, batch.size, self.method_state)
         self.update_metrics.add(loss.value, loss.watched_BT, trajectories.action_mask_BT)
+        total = loss.value
+        if critic is not None:
+            value_loss = critic.loss(critic(trajectories, statistics.hidden), trajectories, batch.size.tokens)
+            self.update_metrics.critic_loss += float(value_loss.detach())
+            total = total + value_loss
         # Lightning divides by the number of accumulated batches; the aggregation has already divided once and for all.
-        return loss.value * self.trainer.accumulate_grad_batches
+        return total * self.trainer.accumulate_grad_batches
 
     def transfer_batch_to_device(self, batch: MicroBatch, device: torch.device, dataloader_idx: int) -> MicroBatch:
         """The trajectories on the device."""
@@ -92,10 +114,24 @@ class TrajectoryPolicyGradient(LightningModule):
         return MicroBatch(batch.trajectories.to(device), batch.size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note the gradient's norm, before it is clipped."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.update_metrics.grad_norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        """Note the gradients' norms, before they are clipped."""
+        norms = [float(get_total_norm(_gradients(group))) for group in optimizer.param_groups]
+        self.update_metrics.grad_norms.append(norms[0])
+        self.update_metrics.critic_grad_norms += norms[1:]
         self.update_metrics.learning_rate = optimizer.param_groups[0]["lr"]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Policy and critic each by its own norm, so that a critic far off does not shorten the policy's step."""
+        if self.critic is None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None:
+            for group in optimizer.param_groups:
+                clip_grad_norm_(group["params"], gradient_clip_val)
 
     def on_train_epoch_end(self) -> None:
         """Close the iteration: its row of metrics, and the state that the next one starts from."""
@@ -105,6 +141,7 @@ class TrajectoryPolicyGradient(LightningModule):
         self.metrics = {
             **iteration_metrics(self.experience),
             **self.update_metrics.summary(),
+            **({} if self.critic is None else {"critic/warmup": float(self.critic_alone)}),
             "num_tokens": self.num_tokens,
             **self.metrics,
         }
@@ -130,8 +167,15 @@ class TrajectoryPolicyGradient(LightningModule):
         return [callback for callback in self.trainer.callbacks if isinstance(callback, IterationCallback)]  # type: ignore[attr-defined]
 
 
+def _gradients(group: dict[str, Any]) -> list[Tensor]:
+    return [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+
+
 class IterationCallback(Callback):
     """A callback that is told of iterations. What it adds to `module.metrics` joins the iteration's row."""
+
+    compares_micro_batches: ClassVar[bool] = False
+    """Whether it needs micro-batches that are random parts of a minibatch, and not of similar lengths."""
 
     def on_iteration_start(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
         """Before the iteration's rollout; the policy has been trained for `iteration - 1` iterations."""

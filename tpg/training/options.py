@@ -1,8 +1,9 @@
 """The options of a run that are no method: how the update is split, the optimizer, the hardware, what is kept."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -10,6 +11,7 @@ from torch import nn
 
 from tpg.component import component
 from tpg.errors import UserError
+from tpg.estimators.base import Estimator
 
 
 @component
@@ -41,12 +43,15 @@ class Optimizer:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How it falls to zero afterwards, by the last step of the run."""
 
-    def build(self, module: nn.Module, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
-        """The optimizer over what is trainable, and its per-step schedule."""
-        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trainable, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
-        )
+    def build(
+        self, module: nn.Module, total_steps: int, others: Sequence[tuple[nn.Module, float]] = ()
+    ) -> tuple[torch.optim.Optimizer, Any]:
+        """The optimizer over what is trainable, and its per-step schedule; `others` bring their own learning rate."""
+        groups = [
+            {"params": [parameter for parameter in part.parameters() if parameter.requires_grad], "lr": lr}
+            for part, lr in [(module, self.lr), *others]
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
 
     def factor(self, step: int, total_steps: int) -> float:
@@ -139,3 +144,48 @@ class WarmStart:
     steps: int = Field(default=0, ge=0)
     examples_per_step: int = Field(default=64, ge=1)
     lr: float = Field(default=1e-3, gt=0)
+
+
+@component
+class Audit:
+    """What `tpg.audit` tries a config on: small worlds where everything is counted, or the policy itself."""
+
+    on: Literal["worlds", "policy"] = "worlds"
+    estimators: Literal["all"] | list[str] | dict[str, Estimator] | None = None
+    """Names of estimator options to compare, or all that the config admits, or estimators by names of one's own.
+
+    None: the config's.
+    """
+    vary: dict[str, list[Any]] = Field(default_factory=dict, max_length=1)
+    """One of the keys below and the values that it takes in turn."""
+    responses_per_prompt: int | None = Field(default=None, ge=1)
+    """In the worlds; None: the fewest that the estimator takes."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    worlds: int = Field(default=20, ge=1)
+    """How many are drawn."""
+    vocabulary: int = Field(default=3, ge=2, le=8)
+    horizon: int = Field(default=3, ge=1, le=8)
+    """Most tokens of a response."""
+    end: bool = False
+    """Whether the last token of the vocabulary ends a response, so that lengths vary."""
+    prompts: int = Field(default=1, ge=1)
+    reward: Literal["dense", "key", "first", "last", "terminal_binary"] = "dense"
+    """Which hidden tokens the reward comes from: all, those at one position, the first, the last; or 0/1 in the end."""
+    success_rate: float = Field(default=1 / 3, gt=0, lt=1)
+    """Probability of reward 1 where rewards are terminal and binary, as nearly as the responses allow."""
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """The true objective's: token t's hidden reward counts `discount^(t-1)`."""
+    reward_scales: list[Annotated[float, Field(gt=0)]] = Field(default=[1.0], min_length=1)
+    """Of the prompts in turn."""
+    off_policy: float = Field(default=0.0, ge=0)
+    """Standard deviation of what has been added to the policy's logits since the rollout."""
+    mismatch: float = Field(default=0.0, ge=0)
+    """Standard deviation of what the engine's logits are off by."""
+    reference_distance: float = Field(default=0.5, ge=0)
+    critic_error: float = Field(default=0.5, ge=0)
+    """Standard deviation of the critic's error at each prefix."""
+    limit: int = Field(default=50_000, ge=1)
+    """Batches that are enumerated at most; where there are more, `samples` are drawn."""
+    samples: int = Field(default=20_000, ge=100)
+    batches: int = Field(default=16, ge=4)
+    """Independent batches that are generated on the policy."""

@@ -1,39 +1,52 @@
 """Forward passes over an iteration's trajectories that carry no gradient into the update."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tpg.policies.base import Policy, Reference
+from tpg.policies.critic import Critic
 from tpg.trajectories import Trajectories
 
 
 @dataclass(frozen=True, eq=False)
 class Passes:
-    """The policy and its reference over trajectories, so many responses at a time."""
+    """The policy, its reference and a critic over trajectories, so many responses at a time."""
 
     policy: Policy
     reference: Reference | None
     temperature: float
     responses: int
+    critic: Critic | None = None
 
     @torch.no_grad()
-    def with_logprobs(self, trajectories: Trajectories, *, old: bool, distribution: bool = False) -> Trajectories:
-        """Adds the trainer's log-probabilities (`old`), the distribution's moments, and what a reference says."""
+    def with_logprobs(
+        self, trajectories: Trajectories, *, old: bool, distribution: bool = False, values: bool = False
+    ) -> Trajectories:
+        """Adds the trainer's log-probabilities (`old`), the distribution's moments, a critic's values, a reference's
+        log-probabilities.
+        """
         old = old or distribution
-        if not (old or self.reference):
+        critic = self.critic if values else None
+        hidden = critic is not None and critic.reads_policy
+        if not (old or critic or self.reference):
             return trajectories
         parts = []
         for index in torch.arange(len(trajectories)).split(self.responses):
             part = trajectories.select(index).to(self.policy.device)
             fields: dict[str, Tensor] = {}
+            statistics: Any = None
+            if old or hidden:
+                statistics = self.policy.statistics(part, self.temperature, distribution=distribution, hidden=hidden)
             if old:
-                statistics = self.policy.statistics(part, self.temperature, distribution=distribution)
                 fields["old_logprobs_BT"] = statistics.logprobs
                 if distribution:
                     fields["entropy_BT"] = statistics.entropy
                     fields["sum_squared_probs_BT"] = statistics.sum_squared_probs
+            if critic:
+                fields["values_BT"] = critic(part, statistics.hidden if hidden else None)
             if self.reference:
                 fields["ref_logprobs_BT"] = self.reference.logprobs(part, self.temperature)
             parts.append({name: values.cpu() for name, values in fields.items()})

@@ -105,6 +105,8 @@ class ProgressLine(IterationCallback):
         status = f"reward {metrics['reward']:.3f}  {metrics['perf/throughput']:.0f} tokens/s"
         if "eval/reward" in metrics:
             status += f"  held out {metrics['eval/reward']:.3f}"
+        if metrics.get("critic/warmup"):
+            status += "  critic warm-up: the policy stays"
         self.bar.update(self.task, advance=1, status=status)
         if self.bar.disable:
             self.console.print(f"iteration {iteration}/{self.iterations}  {status}  {metrics['step_time']:.1f} s")

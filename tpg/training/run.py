@@ -25,6 +25,7 @@ from tpg.training.module import TrajectoryPolicyGradient
 from tpg.training.prompts import PromptStream
 from tpg.training.recording import FolderRecorder, ProgressLine
 from tpg.training.run_folder import RunFolder, write_atomically
+from tpg.training.shadow import Shadows
 from tpg.training.warm_start import warm_start
 
 
@@ -33,6 +34,8 @@ class Prepared:
     """What is loaded before a folder is made: a mistake up to here leaves nothing behind."""
 
     policy: Policy
+    critic_source: Policy
+    """The model that a critic starts from."""
     training: PromptStream
     held_out: PromptStream
     notes: tuple[str, ...]
@@ -41,7 +44,9 @@ class Prepared:
 def prepare(experiment: Experiment) -> Prepared:
     """Load policy and task. Raises `UserError` when either is not to be had."""
     quiet_libraries()
-    policy = experiment.policy.load(torch_seed(experiment.seed, Purpose.INITIALIZATION))
+    seed = torch_seed(experiment.seed, Purpose.INITIALIZATION)
+    policy = experiment.policy.load(seed)
+    critic_source = experiment.critic.source(policy, experiment.policy, seed)
     task = experiment.task
     examples = task.load(experiment.seed)
     limit = experiment.rollout.max_prompt_tokens
@@ -53,9 +58,11 @@ def prepare(experiment: Experiment) -> Prepared:
     filtered = training.filtered + held_out.filtered
     if filtered:
         notes.append(f"{filtered} prompts longer than {limit} tokens are left out")
-    return Prepared(
-        policy, PromptStream(training, experiment.seed), PromptStream(held_out, experiment.seed), tuple(notes)
-    )
+    warmup = getattr(experiment.critic, "warmup_iterations", 0) if experiment.estimator.needs_critic else 0
+    if warmup:
+        notes.append(f"the critic alone is trained in the first {warmup} iterations; the policy stays as it is")
+    streams = PromptStream(training, experiment.seed), PromptStream(held_out, experiment.seed)
+    return Prepared(policy, critic_source, *streams, tuple(notes))
 
 
 def run(experiment: Experiment, prepared: Prepared, folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,6 +87,7 @@ def run(experiment: Experiment, prepared: Prepared, folder: RunFolder, config: M
             update=experiment.update,
             reference=Reference(policy) if experiment.kl.needs_reference else None,
             on_step=stop.check,
+            critic=experiment.critic.build(prepared.critic_source) if experiment.estimator.needs_critic else None,
         )
         responses = experiment.rollout.prompts * experiment.rollout.responses_per_prompt
         module = TrajectoryPolicyGradient(
@@ -98,6 +106,7 @@ def run(experiment: Experiment, prepared: Prepared, folder: RunFolder, config: M
         ]
         callbacks = [
             PeriodicEvaluation(evaluator),
+            *([Shadows(experiment.shadow_estimators)] if experiment.shadow_estimators else []),
             FolderRecorder(folder, tables_every=experiment.checkpoint.every),
             ProgressLine(experiment.iterations, console),
             *experiment.callbacks.values(),
