@@ -50,6 +50,11 @@ def named_options(group: str, names: Sequence[str] | Literal["all"], key: str) -
     return {name: _build(node, group) for name, node in named_nodes(group, names, key).items()}
 
 
+def option_names(group: str) -> list[str]:
+    """The options of a config group; within a Hydra job."""
+    return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
 def named_nodes(group: str, names: Sequence[str] | Literal["all"], key: str) -> dict[str, Any]:
     """What `named_options` builds, as plain values."""
     if not names:

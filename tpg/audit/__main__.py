@@ -22,7 +22,7 @@ def job(config: DictConfig) -> float:
 
 def audit(config: DictConfig) -> float:
     """What `job` does, mistakes raised."""
-    from tpg.audit.run import on_worlds
+    from tpg.audit.run import on_policy, on_worlds
     from tpg.composition import find_user_modules, to_experiment
     from tpg.training.run_folder import RunFolder
 
@@ -35,24 +35,32 @@ def audit(config: DictConfig) -> float:
     estimators, left_out = _estimators(experiment, choices)
     for line in left_out:
         print(f"note: {line}", file=sys.stderr)
-    run = on_worlds
+    run = on_policy if experiment.audit.on == "policy" else on_worlds
     return run(experiment, estimators, choices, folder, stored)
 
 
 def _estimators(experiment: "Experiment", choices: dict[str, str]) -> "tuple[dict[str, Estimator], list[str]]":
     """The estimators to compare by name, and why others are left out."""
-    from tpg.composition import named_options
+    from tpg.composition import named_options, option_names
 
     wanted, own = experiment.audit.estimators, str(choices["estimator"])
     if wanted is None:
         experiment.check_method()
         return {own: experiment.estimator}, []
-    made = named_options("estimator", wanted, "audit.estimators") | {own: experiment.estimator}
-    admitted, left_out = {}, []
-    for name in [own, *(name for name in made if name != own)] if wanted == "all" else wanted:
+    if isinstance(wanted, dict):
+        for estimator in wanted.values():
+            experiment.with_estimator(estimator).check_method()
+        return dict(wanted), []
+    names = [own, *(name for name in option_names("estimator") if name != own)] if wanted == "all" else wanted
+    admitted: dict[str, Estimator] = {}
+    left_out: list[str] = []
+    for name in names:
         try:
+            made = {own: experiment.estimator}
+            if name != own:
+                made = named_options("estimator", [name], "audit.estimators")
             experiment.with_estimator(made[name]).check_method()
-            admitted[name] = made[name]
+            admitted |= made
         except UserError as error:
             if wanted != "all":
                 raise

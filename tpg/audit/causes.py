@@ -2,13 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+from tpg.aggregation import SequenceSum
 from tpg.audit.enumeration import Bench
 from tpg.audit.exact import Moments, moments
 from tpg.audit.repairs import REPAIRS
 from tpg.audit.tabular import Worlds, draw_world
 from tpg.audit.verdict import Judgement
+from tpg.estimators.reinforce import Reinforce
+from tpg.estimators.rloo import RLOO
+from tpg.kl import NoKL
 from tpg.method import Method
+from tpg.mismatch import NoMismatch
+from tpg.objectives.policy_gradient import PolicyGradient
 from tpg.rollouts.sampling import Sampling
 
 
@@ -36,6 +43,8 @@ class Cause:
     relative_bias: float
     cosine: float
     scale: float
+    exact: bool
+    """Whether nothing is left of it."""
 
 
 def variants(setting: Setting) -> Iterator[tuple[str, Setting]]:
@@ -65,32 +74,47 @@ def circumstances(setting: Setting) -> Iterator[tuple[str, Setting]]:
 def repaired(setting: Setting) -> Iterator[tuple[str, Setting]]:
     """The setting with its estimator put right from outside."""
     for name, repair in REPAIRS.items():
-        if setting.group > 1 or name not in (
-            "std normalisation",
-            "self-inclusion",
-            "a push where all rewards are equal",
-        ):
+        if setting.group > 1 or not repair.needs_group:
             estimator = repair(inner=setting.method.estimator)
             yield name, replace(setting, method=replace(setting.method, estimator=estimator))
+
+
+def replaced(setting: Setting, but: str = "") -> Iterator[tuple[str, Setting]]:
+    """The setting with the plainest option in place of a whole part, by the class that it takes out."""
+    method = setting.method
+    plain: dict[str, Any] = {
+        "estimator": RLOO() if setting.group > 1 else Reinforce(),
+        "objective": PolicyGradient(),
+        "aggregation": SequenceSum(),
+        "kl": NoKL(),
+        "mismatch": NoMismatch(),
+    }
+    for part, option in plain.items():
+        if part != but and type(getattr(method, part)) is not type(option):
+            name = f"something in {type(getattr(method, part)).__name__}"
+            yield name, replace(setting, method=replace(method, **{part: option}))
 
 
 def causes(setting: Setting, judgement: Judgement, judge: Callable[[Setting], Judgement]) -> list[Cause]:
     """The ingredients that bias the setting, in the order in which taking them out helps most.
 
-    `judge` tries a setting. What the parts declare is tried first, then what they have to cope with, then repairs from
-    outside. Ends when nothing is biased or nothing helps.
+    `judge` tries a setting. What the parts declare is tried first, then what they have to cope with, then parts beside
+    the estimator if one alone is to blame, then repairs from outside; at last whole parts. Ends when nothing is biased
+    or nothing helps.
     """
     found: list[Cause] = []
     while not judgement.exact and len(found) < 8:
         step = (
             _best(_tried(variants(setting), judge), judgement)
             or _best(_tried(circumstances(setting), judge), judgement)
+            or next((one for one in _tried(replaced(setting, but="estimator"), judge) if one[2].exact), None)
             or _first(_tried(repaired(setting), judge), judgement)
+            or _best(_tried(replaced(setting), judge), judgement)
         )
         if step is None:
             break
         name, setting, judgement = step
-        found.append(Cause(name, judgement.relative_bias, judgement.cosine, judgement.scale))
+        found.append(Cause(name, judgement.relative_bias, judgement.cosine, judgement.scale, judgement.exact))
     return found
 
 

@@ -65,6 +65,16 @@ class Bench:
         return self.world.tree.statistics(self.world.old_logits, self.sampling.temperature)
 
     @cached_property
+    def engine(self) -> TokenStatistics:
+        """Of the engine's policy."""
+        return self.world.tree.statistics(self.world.rollout_logits, self.sampling.temperature)
+
+    @cached_property
+    def reference(self) -> TokenStatistics:
+        """Of the reference."""
+        return self.world.tree.statistics(self.world.reference_logits, self.sampling.temperature)
+
+    @cached_property
     def probability_KR(self) -> Tensor:
         """With which the engine generates each response."""
         return self.world.tree.sampled(self.world.rollout_logits, self.sampling)
@@ -100,25 +110,23 @@ class Bench:
 
     @cached_property
     def slopes(self) -> tuple[Tensor, Tensor]:
-        """Derivatives of log-probability and entropy at each token in its prompt's logits, (K, R, T, S*V) each."""
+        """Derivatives of log-probability and entropy at each token in the logits before it, (K, R, T, V) each."""
         return self._slopes(self.world.logits)
 
     def _slopes(self, logits_KSV: Tensor) -> tuple[Tensor, Tensor]:
         tree, temperature = self.world.tree, self.sampling.temperature
-
-        def read(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
-            statistics = tree.statistics(logits_SV[None], temperature)
-            assert statistics.entropy is not None
-            return statistics.logprobs[0], statistics.entropy[0]
-
-        parts = [torch.autograd.functional.jacobian(read, logits_SV, vectorize=True) for logits_SV in logits_KSV]
-        logprob, entropy = (torch.stack(part).flatten(-2) for part in zip(*parts, strict=True))
-        return logprob, entropy
+        logp = (logits_KSV / temperature).log_softmax(-1)[:, tree.state_RT]
+        prob = logp.exp()
+        taken = torch.nn.functional.one_hot(tree.tokens_RT, tree.vocabulary)
+        flatter = -prob * (logp - (prob * logp).sum(-1, keepdim=True))
+        mask_RT1 = tree.mask_RT[..., None]
+        return (taken - prob) * mask_RT1 / temperature, flatter * mask_RT1 / temperature
 
     @cached_property
     def score_norms_KR(self) -> Tensor:
         """The squared norm of each response's score function under the policy before the update."""
-        return self._slopes(self.world.old_logits)[0].sum(2).square().sum(-1)
+        # No two tokens of a response are chosen at the same prefix.
+        return self._slopes(self.world.old_logits)[0].square().sum((-1, -2))
 
     def record(self, batches: Batches) -> Trajectories:
         """The batches as the trainer would hold them, N*B trajectories, each batch with a draw number of its own."""
@@ -131,8 +139,6 @@ class Bench:
             last_R = tree.tokens_RT.gather(-1, tree.mask_RT.sum(-1, keepdim=True) - 1)[:, 0]
             ended_B = (last_R == tree.vocabulary - 1)[r]
         within_B = torch.stack([(batches.prompt_B[:b] == p).sum() for b, p in enumerate(batches.prompt_B)])
-        engine = tree.statistics(world.rollout_logits, self.sampling.temperature)
-        reference = tree.statistics(world.reference_logits, self.sampling.temperature)
         assert self.old.entropy is not None
         assert self.old.sum_squared_probs is not None
         return Trajectories(
@@ -141,7 +147,7 @@ class Bench:
             response_ids_BT=tree.tokens_RT[r],
             response_mask_BT=mask_BT,
             action_mask_BT=mask_BT,
-            rollout_logprobs_BT=engine.logprobs[k, r],
+            rollout_logprobs_BT=self.engine.logprobs[k, r],
             row_B=k,
             draw_B=torch.arange(N).repeat_interleave(B),
             response_index_B=within_B.repeat(N),
@@ -152,13 +158,27 @@ class Bench:
             rewards_B=world.rewards_KR[k, r],
             scored_B=torch.ones(N * B, dtype=torch.bool),
             old_logprobs_BT=self.old.logprobs[k, r],
-            ref_logprobs_BT=reference.logprobs[k, r] if self.method.kl.needs_reference else None,
+            ref_logprobs_BT=self.reference.logprobs[k, r] if self.method.kl.needs_reference else None,
             entropy_BT=self.old.entropy[k, r],
             sum_squared_probs_BT=self.old.sum_squared_probs[k, r],
             score_norms_B=self.score_norms_KR[k, r],
             uniforms_BT=batches.uniforms_NBT.flatten(0, 1),
-            values_BT=torch.where(mask_BT, world.critic_KS[k[:, None], tree.state_RT[r]], 0.0),
         )
+
+    @cached_property
+    def critic_KS(self) -> Tensor:
+        """What the critic says at every prefix: around the exact value under the policy before the update."""
+        tree = self.world.tree
+        generated_KR = tree.sampled(self.world.old_logits, Sampling(self.sampling.temperature))
+        value_KN = node_values(tree, generated_KR, self.shaped_KR)[0]
+        return value_KN[:, : len(tree.prefixes)] + self.world.critic_error_KS
+
+    def _values(self, prompt_B: Tensor, response_B: Tensor) -> Tensor:
+        """The critic's value before each token; for an oracle the hidden reward of each token."""
+        tree, state_BT = self.world.tree, self.world.tree.state_RT[response_B]
+        if getattr(self.method.estimator, "sees_token_rewards", False):
+            return self.world.token_rewards[prompt_B[:, None], state_BT, tree.tokens_RT[response_B]]
+        return self.critic_KS[prompt_B[:, None], state_BT]
 
     def asked(self, batches: Batches, wanted: Continuations) -> Asked:
         """What a request for continuations comes to."""
@@ -171,6 +191,8 @@ class Bench:
     def weighed(self, batches: Batches, values_U: Tensor | None = None) -> Weighed:
         """The batches through the estimator; `values_U` answers its request for continuations, if it makes one."""
         trajectories = self.record(batches)
+        values_BT = self._values(trajectories.row_B, batches.response_NB.flatten())
+        trajectories = trajectories.replace(values_BT=torch.where(trajectories.action_mask_BT, values_BT, 0.0))
         state = self.method.initial_state()
         answers = Answers(state=state["estimator"])
         requests = self.method.estimator.requests(trajectories)
@@ -208,16 +230,17 @@ class Bench:
         if not total.requires_grad:
             return torch.zeros(N, self.world.logits.numel(), dtype=torch.float64)
         slopes = torch.autograd.grad(-total, [logprobs_BT, entropy_BT], allow_unused=True)
-        found = torch.zeros(N, len(self.world.logits), self.slopes[0].shape[-1], dtype=torch.float64)
+        tree, (K, S, V) = self.world.tree, self.world.logits.shape
+        found = torch.zeros(N, K, S * V, dtype=torch.float64)
+        column_RTV = tree.state_RT[..., None] * V + torch.arange(V)
         for slope_BT, table in zip(slopes, self.slopes, strict=True):
             if slope_BT is None or not slope_BT.any():
                 continue
             slope_NBT = slope_BT.view(N, B, -1)
             for b in range(B):
-                prompt = int(batches.prompt_B[b])
-                for chunk in torch.arange(N).split(8192):
-                    taken = table[prompt][batches.response_NB[chunk, b]]
-                    found[chunk, prompt] += torch.einsum("nt,ntp->np", slope_NBT[chunk, b], taken)
+                prompt, taken_N = int(batches.prompt_B[b]), batches.response_NB[:, b]
+                added_NTV = slope_NBT[:, b, :, None] * table[prompt][taken_N]
+                found[:, prompt].scatter_add_(1, column_RTV[taken_N].flatten(1), added_NTV.flatten(1))
         return found.flatten(1)
 
     def _minibatches(

@@ -48,13 +48,25 @@ def moments(bench: Bench, group: int, *, limit: int = 50_000, samples: int = 20_
     Up to `limit` batches are enumerated; beyond that `samples` are drawn. Prompts are enumerated one at a time where
     that is the same, which is tried out, not assumed.
     """
-    prompts = len(bench.world.logits)
-    every = torch.arange(prompts).repeat_interleave(group)
-    width = len(bench.world.tree.responses) * len(_lots(bench)[0])
+    every = torch.arange(len(bench.world.logits)).repeat_interleave(group)
     generator = torch.Generator().manual_seed(seed)
     trial = _drawn(bench, every, 12, generator)
     apart = not _independent(bench, trial)
     within = limit // (25 if apart else 1)
+    try:
+        found = _counted(bench, every, group, within, trial, apart)
+    except _NotLinearError:
+        found = None
+    return found or _sampled(bench, _drawn(bench, every, samples // (10 if apart else 1), generator), apart, generator)
+
+
+class _NotLinearError(Exception):
+    """The estimate is not linear in the Monte-Carlo values: their mean does not stand for them."""
+
+
+def _counted(bench: Bench, every: Tensor, group: int, within: int, trial: Batches, apart: bool) -> Moments | None:
+    """By enumeration, of all prompts at once or one by one; None where that are too many batches."""
+    prompts, width = len(bench.world.logits), len(bench.world.tree.responses) * len(_lots(bench)[0])
     if width ** (group * prompts) <= within:
         return _enumerated(bench, every, None, apart)
     others = MinibatchSize((prompts - 1) * group, 0, 0)
@@ -67,7 +79,7 @@ def moments(bench: Bench, group: int, *, limit: int = 50_000, samples: int = 20_
             tokens=sum(part.tokens for part in parts),
             responses=sum(part.responses for part in parts),
         )
-    return _sampled(bench, _drawn(bench, every, samples // (10 if apart else 1), generator), apart, generator)
+    return None
 
 
 def _lots(bench: Bench) -> tuple[list[float], Tensor]:
@@ -133,7 +145,9 @@ def _enumerated(bench: Bench, prompt_B: Tensor, others: MinibatchSize | None, ap
     pairs = all_tuples([R * L] * len(prompt_B))
     response_NB, lot_NB = pairs // L, pairs % L
     batches = Batches(response_NB, lot_LT[lot_NB], prompt_B)
-    chances_NB = bench.probability_KR[prompt_B, response_NB] * torch.tensor(lot_probabilities).double()[lot_NB]
+    chances_NB = (
+        bench.probability_KR[prompt_B, response_NB] * torch.tensor(lot_probabilities, dtype=torch.float64)[lot_NB]
+    )
     probability_N = chances_NB.prod(-1)
     reached = probability_N > 0
     batches, probability_N = batches.select(reached), probability_N[reached]
@@ -160,7 +174,7 @@ def _value_noise(
     """The variance that Monte-Carlo values add in each batch, (N,).
 
     The estimate is linear in the values, which are independent: moving one value at a time gives every coefficient.
-    Raises `ValueError` when the estimate is not linear in them after all.
+    Raises `_NotLinearError` when the estimate is not linear in them after all.
     """
     asked = _asked(bench, batches)
     noise_N = torch.zeros(len(batches), dtype=torch.float64)
@@ -169,10 +183,10 @@ def _value_noise(
     mean_U = bench.nodes[0][asked.prompt_U, asked.node_U]
     variance_U = bench.nodes[1][asked.prompt_U, asked.node_U] / asked.count
     moving_U = variance_U > 0
-    order_U = torch.zeros_like(asked.batch_U)
-    for n in asked.batch_U.unique():
-        own = (asked.batch_U == n) & moving_U
-        order_U[own] = torch.arange(int(own.sum()))
+    # Which of its batch's moving values each is; prefixes are sorted by batch.
+    so_far_U = torch.cat([torch.zeros(1, dtype=torch.long), moving_U.cumsum(0)])
+    batch_U = asked.batch_U.contiguous()
+    order_U = so_far_U[:-1] - so_far_U[torch.searchsorted(batch_U, batch_U)]
     moved = torch.zeros_like(estimates)
     for m in range(int(order_U.max()) + 1):
         chosen_U = (order_U == m) & moving_U
@@ -181,9 +195,10 @@ def _value_noise(
         noise_N.index_add_(
             0, asked.batch_U[chosen_U], variance_U[chosen_U] * coefficient.square().sum(-1)[asked.batch_U[chosen_U]]
         )
-    at_once = _gradients(bench, batches, mean_U + 2.0 * moving_U, others, apart) - estimates
-    if not torch.allclose(at_once, 2.0 * moved, rtol=1e-7, atol=1e-9):
-        raise ValueError("the estimate is not linear in the Monte-Carlo values")
+    for far in (2.0, -2.0):
+        at_once = _gradients(bench, batches, mean_U + far * moving_U, others, apart) - estimates
+        if not torch.allclose(at_once, far * moved, rtol=1e-7, atol=1e-9):
+            raise _NotLinearError
     return noise_N
 
 

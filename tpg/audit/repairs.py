@@ -4,8 +4,8 @@ Each repair wraps any estimator and undoes one mistake by its weights alone. Whe
 clearly better, the mistake is named.
 """
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from tpg.trajectories import Trajectories
 @component
 class Repaired(Estimator):
     """An estimator whose weights pass through something else."""
+
+    needs_group: ClassVar[bool] = False
+    """Whether it compares the responses to one prompt."""
 
     inner: Estimator
 
@@ -52,6 +55,8 @@ class Repaired(Estimator):
 class TimesGroupStd(Repaired):
     """Undoes a division by the standard deviation of the group's rewards."""
 
+    needs_group: ClassVar[bool] = True
+
     def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
         """The inner weights times the deviation."""
         return self.inner.weights(trajectories, answers) * _deviation(_grouped(trajectories))[:, None]
@@ -82,16 +87,21 @@ class TimesLength(Repaired):
 class WithoutOwnReward(Repaired):
     """Takes a response's reward out of what is subtracted from it, by showing the mean of the others in its place."""
 
+    needs_group: ClassVar[bool] = True
+
     def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
-        """`R_i` less the baseline that results when `R_i` is that mean."""
+        """`R_i` less the baseline that results when `R_i` is that mean; unchanged where `R_i` has no say at all."""
         rewards_B, grouped = _rewards(trajectories), _grouped(trajectories)
         others_B = (grouped.sum(rewards_B) - rewards_B) / (grouped.size_B - 1).clamp(min=1)
-        weights_BT = torch.zeros_like(trajectories.action_mask_BT, dtype=rewards_B.dtype)
+        weights_BT = self.inner.weights(trajectories, answers)
         for index in trajectories.response_index_B.unique():
             own_B = trajectories.response_index_B == index
-            shown = trajectories.replace(rewards_B=torch.where(own_B, others_B, rewards_B))
-            baseline_BT = others_B[:, None] - self.inner.weights(shown, answers)
-            weights_BT = torch.where(own_B[:, None], rewards_B[:, None] - baseline_BT, weights_BT)
+            shown, more = (
+                self.inner.weights(trajectories.replace(rewards_B=torch.where(own_B, values_B, rewards_B)), answers)
+                for values_B in (others_B, others_B + 1)
+            )
+            counts_BT = own_B[:, None] & (shown != more)
+            weights_BT = torch.where(counts_BT, rewards_B[:, None] - (others_B[:, None] - shown), weights_BT)
         return weights_BT * trajectories.action_mask_BT
 
 
@@ -109,20 +119,86 @@ class LastWeight(Repaired):
 class SilentWhenEqual(Repaired):
     """Takes away what pushes a group whose rewards are all equal."""
 
+    needs_group: ClassVar[bool] = True
+
     def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
         """The inner weights where the rewards differ."""
         return self.inner.weights(trajectories, answers) * (_deviation(_grouped(trajectories)) > 0)[:, None]
 
 
-REPAIRS: dict[str, Callable[..., Repaired]] = {
+@component
+class Negated(Repaired):
+    """Undoes a wrong sign."""
+
+    def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
+        """The inner weights the other way round."""
+        return -self.inner.weights(trajectories, answers)
+
+
+@component
+class LessThatOfNoReward(Repaired):
+    """Takes away what pushes whatever the rewards are."""
+
+    def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
+        """The inner weights less those when nothing is rewarded."""
+        return self.inner.weights(trajectories, answers) - _weights_at(self.inner, trajectories, answers, 0.0)
+
+
+@component
+class Unclipped(Repaired):
+    """Undoes bounds on the weights: small rewards stay within them, and what is cut on one side shows on the other."""
+
+    def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
+        """The slope of the inner weights between small rewards and their opposite."""
+        small = 1e-3
+        up, down = (_weights_at(self.inner, trajectories, answers, factor) for factor in (small, -small))
+        return (up - down) / (2 * small)
+
+
+@component
+class OwnRewardAlone(Repaired):
+    """Takes away the whole baseline, one that looks at the response itself included."""
+
+    def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
+        """The inner weights less those when the response itself is not rewarded."""
+        rewards_B = _rewards(trajectories)
+        weights_BT = self.inner.weights(trajectories, answers)
+        for index in trajectories.response_index_B.unique():
+            own_B = trajectories.response_index_B == index
+            shown = trajectories.replace(rewards_B=torch.where(own_B, 0.0, rewards_B))
+            weights_BT = weights_BT - own_B[:, None] * self.inner.weights(shown, answers)
+        return weights_BT
+
+
+REPAIRS: dict[str, type[Repaired]] = {
+    "wrong sign": Negated,
     "std normalisation": TimesGroupStd,
     "batch std normalisation": TimesBatchStd,
     "length normalisation": TimesLength,
     "discounting": LastWeight,
     "a push where all rewards are equal": SilentWhenEqual,
+    "a push that ignores the rewards": LessThatOfNoReward,
+    "clipped weights": Unclipped,
     "self-inclusion": WithoutOwnReward,
+    "a baseline that reads its own response": OwnRewardAlone,
 }
 """By the mistake that they undo."""
+
+
+def _weights_at(inner: Estimator, trajectories: Trajectories, answers: Answers, factor: float) -> Tensor:
+    """The inner weights when all rewards and values are `factor` times what they are."""
+
+    def times(values: Tensor | None) -> Tensor | None:
+        return None if values is None else factor * values
+
+    return inner.weights(
+        trajectories.replace(rewards_B=times(trajectories.rewards_B), values_BT=times(trajectories.values_BT)),
+        replace(
+            answers,
+            greedy_rewards_B=times(answers.greedy_rewards_B),
+            continued_values_K=times(answers.continued_values_K),
+        ),
+    )
 
 
 def _rewards(trajectories: Trajectories) -> Tensor:

@@ -7,11 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tpg.audit.report import print_causes, table, write
+from tpg.audit.model import audit_policy
+from tpg.audit.report import policy_table, print_causes, table, write
 from tpg.audit.rows import Names, audit
 from tpg.estimators.base import Estimator
 from tpg.training.experiment import Experiment
-from tpg.training.run import quiet_libraries
+from tpg.training.run import prepare, quiet_libraries
 
 
 def on_worlds(
@@ -51,6 +52,30 @@ def on_worlds(
     written = [row.as_dict() for row in rows]
     _leave(experiment, folder, written, title, config, console)
     return rows[0].judgement.relative_bias
+
+
+def on_policy(
+    experiment: Experiment,
+    estimators: Mapping[str, Estimator],
+    choices: Mapping[str, str],
+    folder: Path,
+    config: Mapping[str, Any],
+) -> float:
+    """Generate with the policy itself, print, write; returns the first row's noise to signal per generated token."""
+    experiment.check()
+    prepared = prepare(experiment)
+    console = Console(width=None if Console().is_terminal else 160)
+    parts = {group: str(choices[group]) for group in ("objective", "aggregation", "kl", "mismatch")}
+    batches = experiment.audit.batches
+    rows = audit_policy(experiment, prepared, estimators, batches, names=parts, console=console)
+    rollout = experiment.rollout
+    title = (
+        f"{batches} batches of {rollout.prompts} prompts x {rollout.responses_per_prompt} responses;"
+        f" {parts['objective']}, {parts['aggregation']}, kl {parts['kl']}; gradient of the output layer, sketched"
+    )
+    console.print(policy_table(rows, title))
+    _leave(experiment, folder, rows, title, config, console)
+    return float(rows[0]["noise_per_token"])
 
 
 def _progress(console: Console) -> Progress:

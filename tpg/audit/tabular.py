@@ -105,8 +105,8 @@ class World:
     """The hidden reward of every token at every prefix, (K, S, V); all zero for a reward of the whole response."""
     rewards_KR: Tensor
     """What the response as a whole is given: the sum of its tokens' rewards."""
-    critic_KS: Tensor
-    """What the critic says at every prefix."""
+    critic_error_KS: Tensor
+    """What the critic is off by at every prefix."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,17 @@ class Worlds:
     tree: Tree = Tree(vocabulary=3, horizon=3, end=False)
     prompts: int = 1
     reward: RewardKind = "dense"
+    success_rate: float = 1 / 3
+    """Probability of a terminal binary reward of 1, as nearly as the responses allow."""
+    discount: float = 1.0
+    """Of hidden token rewards: token t's counts `discount^(t-1)`."""
     reward_scales: tuple[float, ...] = (1.0,)
     """Of the prompts in turn."""
     off_policy: float = 0.0
     mismatch: float = 0.0
     reference_distance: float = 0.5
     critic_error: float = 0.0
-    """Standard deviation of the critic's error at each prefix, around the exact value under the old policy."""
+    """Standard deviation of the critic's error at each prefix."""
 
 
 def draw_world(worlds: Worlds, seed: int) -> World:
@@ -135,14 +139,12 @@ def draw_world(worlds: Worlds, seed: int) -> World:
         return torch.randn(*size, dtype=torch.float64, generator=generator)
 
     old = normal(*shape)
-    token_rewards, rewards_KR = _rewards(tree, prompts, worlds.reward, generator)
+    token_rewards, rewards_KR = _rewards(worlds, tree.sampled(old, Sampling()), generator)
     scales = torch.tensor(
         [worlds.reward_scales[k % len(worlds.reward_scales)] for k in range(prompts)], dtype=torch.float64
     )
     token_rewards, rewards_KR = token_rewards * scales[:, None, None], rewards_KR * scales[:, None]
     reference, newer, engine = normal(*shape), normal(*shape), normal(*shape)
-    value_KN = node_values(tree, tree.sampled(old, Sampling()), rewards_KR)[0]
-    critic_KS = value_KN[:, : shape[1]] + worlds.critic_error * normal(prompts, shape[1])
     return World(
         tree=tree,
         logits=old + worlds.off_policy * newer,
@@ -151,18 +153,16 @@ def draw_world(worlds: Worlds, seed: int) -> World:
         reference_logits=old + worlds.reference_distance * reference,
         token_rewards=token_rewards,
         rewards_KR=rewards_KR,
-        critic_KS=critic_KS,
+        critic_error_KS=worlds.critic_error * normal(prompts, shape[1]),
     )
 
 
-def _rewards(tree: Tree, prompts: int, kind: RewardKind, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _rewards(worlds: Worlds, probability_KR: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Hidden token rewards (K, S, V) and the responses' rewards (K, R)."""
+    tree, prompts, kind = worlds.tree, worlds.prompts, worlds.reward
     shape = (prompts, len(tree.prefixes), tree.vocabulary)
     if kind == "terminal_binary":
-        solved_KR = torch.zeros(prompts, len(tree.responses), dtype=torch.float64)
-        for row in solved_KR:
-            order = torch.randperm(len(row), generator=generator)
-            row[order[: max(1, len(row) // 3)]] = 1.0
+        solved_KR = torch.stack([_solved(row, worlds.success_rate, generator) for row in probability_KR])
         return torch.zeros(shape, dtype=torch.float64), solved_KR
     rewards = torch.randn(shape, dtype=torch.float64, generator=generator)
     depth_S = torch.tensor([len(prefix) for prefix in tree.prefixes])
@@ -173,8 +173,22 @@ def _rewards(tree: Tree, prompts: int, kind: RewardKind, generator: torch.Genera
         rewards = rewards * (depth_S == key_K[:, None])[..., None]
     elif kind == "last":
         rewards = rewards * _last_tokens(tree)
+    rewards = rewards * worlds.discount ** depth_S[:, None]
     taken = rewards[:, tree.state_RT, tree.tokens_RT]
     return rewards, torch.where(tree.mask_RT, taken, 0.0).sum(-1)
+
+
+def _solved(probability_R: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Which responses get 1: as they come in random order, those that bring the probability of success nearer."""
+    solved_R = torch.zeros_like(probability_R)
+    for r in torch.randperm(len(solved_R), generator=generator).tolist():
+        missing = rate - float(probability_R @ solved_R)
+        if abs(missing - float(probability_R[r])) < abs(missing):
+            solved_R[r] = 1.0
+    # Rewards that are all equal have no gradient.
+    if not solved_R.any() or solved_R.all():
+        solved_R[probability_R.argmin()] = 1.0 - solved_R[0]
+    return solved_R
 
 
 def _last_tokens(tree: Tree) -> Tensor:

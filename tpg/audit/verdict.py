@@ -37,14 +37,17 @@ class Judgement:
     exact_direction: bool
     verdict: str
 
-    def because(self, causes: Sequence[str]) -> "Judgement":
-        """With the causes in the verdict."""
-        return replace(self, verdict=f"{self.verdict}, because of {_listed(causes)}") if causes else self
+    def because(self, causes: Sequence[str], *, explained: bool) -> "Judgement":
+        """With the causes in the verdict, and whether they are all."""
+        if not causes:
+            return replace(self, verdict=f"{self.verdict}; no cause found")
+        rest = "" if explained else ", and of more that was not found"
+        return replace(self, verdict=f"{self.verdict}, because of {_listed(causes)}{rest}")
 
     @property
     def misdirection(self) -> float:
-        """The sine of the angle to the true gradient, squared."""
-        return max(0.0, 1.0 - self.cosine**2)
+        """The sine of the angle to the true gradient, squared; from 1 to 2 where it points backwards."""
+        return max(0.0, 1.0 - self.cosine**2) if self.cosine > 0 else 1.0 + self.cosine**2
 
 
 def judged(found: Sequence[Moments]) -> Judgement:
@@ -61,10 +64,12 @@ def judged(found: Sequence[Moments]) -> Judgement:
         margins.append(CONFIDENCE * moments.error / size)
     enumerated = all(moments.enumerated for moments in found)
     margin = max(margins)
-    exact = max(bias) < EXACT if enumerated else all(b < m for b, m in zip(bias, margins, strict=True))
-    across = [max(0.0, b**2 - (1 - s) ** 2) ** 0.5 for b, s in zip(bias, scale, strict=True)]
-    straight = max(1 - c for c in cosine) < SAME_DIRECTION
-    exact_direction = straight if enumerated else all(a < m for a, m in zip(across, margins, strict=True))
+    unbiased = [b < (m or EXACT) for b, m in zip(bias, margins, strict=True)]
+    straight = [
+        s > m and max(0.0, b**2 - (1 - s) ** 2) ** 0.5 < m if m else 1 - c < SAME_DIRECTION
+        for b, s, c, m in zip(bias, scale, cosine, margins, strict=True)
+    ]
+    exact, exact_direction = all(unbiased), all(unbiased) or all(straight)
     return Judgement(
         relative_bias=statistics.median(bias),
         scale=statistics.median(scale),
@@ -77,7 +82,7 @@ def judged(found: Sequence[Moments]) -> Judgement:
         margin=margin,
         exact=exact,
         exact_direction=exact_direction,
-        verdict=_words(bias, scale, cosine, exact, exact_direction, margin),
+        verdict=_words(bias, scale, cosine, unbiased, exact_direction, margins),
     )
 
 
@@ -85,14 +90,18 @@ def _words(
     bias: list[float],
     scale: list[float],
     cosine: list[float],
-    exact: bool,
+    unbiased: list[bool],
     exact_direction: bool,
-    margin: float,
+    margins: list[float],
 ) -> str:
-    if exact:
-        return f"no bias found, it is below {margin:.3f}" if margin else "exact"
-    if max(abs(s) for s in scale) < EXACT and statistics.median(bias) > 0.5:
-        return "no gradient at all"
+    margin = max(margins)
+    if all(unbiased):
+        # The mean that was found may itself be off by the margin.
+        below = max(b + m for b, m in zip(bias, margins, strict=True))
+        return f"no bias found, it is below {below:.3f}" if margin else "exact"
+    # What is left of the true gradient is 1 - scale, and the bias nothing but that.
+    if max(abs(s) for s in scale) < (margin or EXACT) and max(abs(b - 1) for b in bias) < (margin or EXACT):
+        return f"no gradient at all, within {margin:.3f}" if margin else "no gradient at all"
     if exact_direction:
         factors = f"{min(scale):.3f}"
         if max(scale) - min(scale) > 1e-6 + margin:
@@ -100,6 +109,9 @@ def _words(
         found = f"direction exact within {margin:.3f}" if margin else "exact direction"
         return f"{found}, scale {factors}"
     sampled = f" (sampled, +-{margin:.3f})" if margin else ""
+    if any(unbiased):
+        share = f"{unbiased.count(False)} of {len(unbiased)} worlds"
+        return f"biased in {share}: cos down to {min(cosine):.3f}{sampled}"
     return f"biased: cos {statistics.median(cosine):.3f}{sampled}"
 
 

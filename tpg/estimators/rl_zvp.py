@@ -1,5 +1,6 @@
 """RL-ZVP: groups of equal rewards teach too, through the policy's entropy."""
 
+import dataclasses
 from typing import ClassVar
 
 import torch
@@ -30,8 +31,9 @@ class RLZVP(GRPO):
         return Requests(distribution=True)
 
     def without(self) -> dict[str, Estimator]:
-        """Without the push."""
-        return {"push in zero-variance groups": GRPO(epsilon=self.epsilon, std=self.std)}
+        """Without the push; without the division."""
+        less: dict[str, Estimator] = {"push in zero-variance groups": GRPO(epsilon=self.epsilon, std=self.std)}
+        return less if self.std == "none" else less | {"std normalisation": dataclasses.replace(self, std="none")}
 
     def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
         """GRPO's weights, and the push where they are 0 for the whole group."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tpg.aggregation import MinibatchSize
 from tpg.errors import UserError
-from tpg.estimators.base import Answers, Estimator, Requests, ResponseLevelEstimator
+from tpg.estimators.base import Answers, Estimator, Requests
 from tpg.method import Method, State, Weighed
 from tpg.numerics import TokenStatistics
 from tpg.policies.sketch import Projections, TokenSketches, sketched
@@ -38,7 +38,7 @@ def check_shadows(shadows: Mapping[str, Estimator], method: Method, responses_pe
                 f"shadow_estimators: {name} compares the responses to one prompt and needs"
                 f" rollout.responses_per_prompt of at least {shadow.min_group}"
             )
-        if method.objective.response_level and not isinstance(shadow, ResponseLevelEstimator):
+        if method.objective.response_level and not shadow.response_level:
             raise UserError(
                 f"shadow_estimators: {name} gives each token its own weight, but objective"
                 f" {type(method.objective).__name__} needs one weight for a whole response"
