@@ -84,9 +84,7 @@ class Count:
         self.logits = world.logits if logits is None else logits
         rows = {prefix: s for s, prefix in enumerate(world.tree.prefixes)}
         self.rows = rows
-        self.policy = [
-            {prefix: softmax(table[s].tolist()) for prefix, s in rows.items()} for table in self.logits
-        ]
+        self.policy = [{prefix: softmax(table[s].tolist()) for prefix, s in rows.items()} for table in self.logits]
 
     def probability(self, k, response):
         return math.prod(self.policy[k][response[:t]][token] for t, token in enumerate(response))

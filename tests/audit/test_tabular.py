@@ -127,7 +127,6 @@ def test_the_true_gradient_under_a_penalty_and_a_temperature():
 def test_rewards_lie_where_they_should(tree):
     for kind in ("first", "key", "last"):
         world = drawn(tree=tree, prompts=3, reward=kind)
-        depths = set()
         for k in range(3):
             rewarded = {
                 (prefix, token)
@@ -136,7 +135,6 @@ def test_rewards_lie_where_they_should(tree):
                 if world.token_rewards[k, s, token] != 0
             }
             places = {len(prefix) for prefix, _ in rewarded}
-            depths.add(tuple(places))
             if kind == "first":
                 assert places == {0}
             elif kind == "key":
@@ -144,7 +142,8 @@ def test_rewards_lie_where_they_should(tree):
             else:
                 assert rewarded == {(response[:-1], response[-1]) for response in tree.responses}
         if kind == "key":
-            assert len({tuple(drawn(s, tree=tree, reward="key").token_rewards[0].any(-1).tolist()) for s in range(12)}) == 3
+            keys = {tuple(drawn(s, tree=tree, reward="key").token_rewards[0].any(-1).tolist()) for s in range(12)}
+            assert len(keys) == 3
     dense = drawn(tree=tree, prompts=2, reward_scales=(1.0, 10.0))
     plain = drawn(tree=tree, prompts=2)
     assert torch.allclose(dense.rewards_KR, plain.rewards_KR * torch.tensor([[1.0], [10.0]]))

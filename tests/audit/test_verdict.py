@@ -39,13 +39,13 @@ def test_numbers():
     ("worlds", "exact", "direction", "verdict"),
     [
         ([moments([3.0, 4.0])], True, True, "exact"),
-        ([moments([3.0, 4.0 + 1e-7])], False, False, "biased: cos 1.000"),
+        ([moments([3.0, 4.0 + 1e-3])], False, False, "biased: cos 1.000"),
         ([moments([1.5, 2.0])], False, True, "exact direction, scale 0.500"),
         ([moments([1.5, 2.0]), moments([3.0, 4.0])], False, True, "exact direction, scale 0.500 to 1.000"),
         ([moments([-3.0, -4.0])], False, False, "biased: cos -1.000"),
         ([moments([0.0, 0.0], trace=0.0)], False, False, "no gradient at all"),
         ([moments([4.0, -3.0])], False, False, "biased: cos 0.000"),
-        ([moments([3.0, 0.0]), moments(TRUE), moments(TRUE)], False, False, "biased in 1 of 3 worlds: cos down to 0.600"),
+        ([moments([3.0, 0.0]), moments(TRUE)], False, False, "biased in 1 of 2 worlds: cos down to 0.600"),
         # Drawn: 1.96 standard errors over the length of the gradient, 5, are a margin of .392.
         ([moments([3.5, 4.0], error=1.0)], True, True, "no bias found, it is below 0.492"),
         ([moments([1.2, 1.6], error=0.5)], False, True, "direction exact within 0.196, scale 0.400"),
@@ -58,6 +58,11 @@ def test_numbers():
 def test_words(worlds, exact, direction, verdict):
     found = judged(worlds)
     assert (found.exact, found.exact_direction, found.verdict) == (exact, direction, verdict)
+
+
+def test_without_a_signal_all_is_noise():
+    for trace in (0.0, 2.0):
+        assert judged([moments([0.0, 0.0], trace=trace)]).noise_per_update == 2e9
 
 
 def test_backwards_is_worse_than_sideways_is_worse_than_forwards():
@@ -77,10 +82,10 @@ def test_causes():
 
 @pytest.mark.filterwarnings("error")
 def test_the_picture_bears_any_numbers(tmp_path):
-    row = {"estimator": "a", "exact": False, "exact_direction": False}
+    row = {"estimator": "a", "exact": False, "exact_direction": False, "varied": {}}
     rows = [
         row | {"relative_bias": bias, "noise_per_token": noise}
-        for bias, noise in [(0.5, 10.0), (0.0, 3.0), (1.0, 0.0), (1.0, 1e300), (50.0, 2.0)]
+        for bias, noise in [(0.5, 10.0), (0.0, 3.0), (1.0, 0.0), (1.0, 1e9), (50.0, 2.0)]
     ]
     draw_audit(tmp_path / "a.png", "title", rows)
     draw_audit(tmp_path / "b.png", "title", [rows[2]])

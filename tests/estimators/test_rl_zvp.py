@@ -66,6 +66,11 @@ def test_tokens_that_the_policy_did_not_choose_are_out():
 
 def test_options_are_checked():
     estimator = RLZVP(epsilon=0.5, std="batch", alpha=0.3)
-    assert estimator.without() == {"push in zero-variance groups": GRPO(epsilon=0.5, std="batch")}
+    push = "push in zero-variance groups"
+    assert estimator.without() == {
+        push: GRPO(epsilon=0.5, std="batch"),
+        "std normalisation": RLZVP(alpha=0.3, epsilon=0.5, std="none"),
+    }
+    assert RLZVP(std="none").without() == {push: GRPO(std="none")}
     with pytest.raises(pydantic.ValidationError, match="alpha"):
         RLZVP(alpha=-0.1)

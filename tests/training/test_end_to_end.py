@@ -30,13 +30,33 @@ COLUMNS = {
     *(f"eval/{name}" for name in ("reward", "pass@1", "mean_length", "clipped_ratio", "unscored")),
     *(f"timing_s/{stage}" for stage in ("rollout", "reward", "estimate", "update")),
 }
+CLIPPED = {"ratio", "clip_ratio/region_mean"}
+CONTINUED = {"num_tokens/continuations", "continuations/unscored"}
+OLD = {"rollout/logprob_gap", "mismatch/mean", "mismatch/max", "mismatch/ess"}
 EXTRA = {
+    "cispo": CLIPPED,
+    "dapo": CLIPPED,
+    "dr_grpo": CLIPPED,
+    "grpo": {"kl", *CLIPPED},
+    "gspo": CLIPPED,
+    "obl": OLD,
+    "opo": set(),
+    "p3o": {"kl", *CLIPPED, *OLD},
+    "ppo": {
+        *CLIPPED,
+        *(f"critic/{what}" for what in ("explained_variance", "grad_norm", "loss", "value_mean", "warmup")),
+    },
     "reinforce": set(),
+    "reinforce_pp": {"kl", *CLIPPED, *OLD},
+    "remax": {"num_tokens/greedy"},
+    "rl_zvp": {*CLIPPED, *OLD},
     "rloo": set(),
-    "remax": set(),
-    "grpo": {"kl", "ratio", "clip_ratio/region_mean"},
-    "dr_grpo": {"ratio", "clip_ratio/region_mean"},
+    "sapo": {"ratio"},
+    "trepo": {*CLIPPED, *CONTINUED},
+    "vespo": {"ratio"},
+    "vineppo": {*CLIPPED, *CONTINUED},
 }
+"""What each algorithm adds to a row."""
 
 
 def trained(path, *overrides):
@@ -82,7 +102,9 @@ def test_an_algorithm_trains_and_leaves_a_policy_that_transformers_opens(tmp_pat
     assert len(completions) == 32
     responses = sum(completion["tokens"] for completion in completions)
     generated = int(rows[-1]["num_tokens"])
-    assert generated > responses if algorithm == "remax" else generated == responses
+    more = [int(row[key]) for row in rows for key in row if key.startswith("num_tokens/")]
+    assert all(tokens > 0 for tokens in more)
+    assert generated == responses + sum(more)
     for row in rows:
         rewards = [each["reward"] for each in completions if each["iteration"] == int(row["iteration"])]
         assert float(row["reward"]) == pytest.approx(sum(rewards) / 16, abs=1e-6)
@@ -90,6 +112,10 @@ def test_an_algorithm_trains_and_leaves_a_policy_that_transformers_opens(tmp_pat
     assert summary["num_tokens"] == generated
     assert folder.learning_curve.stat().st_size > 1000
     assert folder.newest_checkpoint().name == "iteration-000002.ckpt"
+
+
+def test_every_algorithm_is_among_them():
+    assert sorted(EXTRA) == sorted(file.stem for file in (CONF / "algorithm").glob("*.yaml"))
 
 
 def test_grpos_divergence_is_zero_until_the_policy_has_moved(tmp_path):

@@ -47,6 +47,8 @@ def _estimators(experiment: "Experiment", choices: dict[str, str]) -> "tuple[dic
     if wanted is None:
         experiment.check_method()
         return {own: experiment.estimator}, []
+    if not wanted:
+        raise UserError("audit.estimators: names no estimator; null stands for the config's own")
     if isinstance(wanted, dict):
         for estimator in wanted.values():
             experiment.with_estimator(estimator).check_method()

@@ -1,6 +1,7 @@
 """The table of an audit: a row a method."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -63,12 +64,13 @@ class Row:
 def setting_of(method: Method, sampling: Sampling, options: Audit) -> Setting:
     """What the options describe. Raises `UserError` when they cannot go together."""
     estimator = method.estimator
-    fewest = max(estimator.min_group, 2 if method.objective.needs_groups else 1)
+    shared = math.ceil(estimator.min_batch / options.prompts)
+    fewest = max(estimator.min_group, shared, 2 if method.objective.needs_groups else 1)
     group = options.responses_per_prompt or fewest
     if group < fewest:
         raise UserError(
             f"audit.responses_per_prompt={group}: {type(estimator).__name__} with {type(method.objective).__name__}"
-            f" compares the responses to one prompt and needs at least {fewest}"
+            f" compares responses and needs at least {fewest}"
         )
     # Counted before any tree is grown.
     branches = options.vocabulary - options.end

@@ -1,6 +1,8 @@
 """An audit from its options to what it prints and leaves."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tpg.audit.model import audit_policy
 from tpg.audit.report import policy_table, print_causes, table, write
-from tpg.audit.rows import Names, audit
+from tpg.audit.rows import Names, audit, setting_of, settings_of
 from tpg.estimators.base import Estimator
 from tpg.training.experiment import Experiment
 from tpg.training.run import prepare, quiet_libraries
@@ -24,7 +26,14 @@ def on_worlds(
 ) -> float:
     """Enumerate, print, write; returns the first row's relative bias."""
     options = experiment.audit
+    # What cannot go together is refused before anything is shown.
+    for estimator in estimators.values():
+        for varied in settings_of(options):
+            method = experiment.with_estimator(estimator).method
+            setting_of(method, experiment.rollout.sampling, replace(options, **varied))
     console = Console(width=None if Console().is_terminal else 160)
+    if not isinstance(options.estimators, dict):
+        estimators = {name: _in_miniature(name, each, options.horizon, console) for name, each in estimators.items()}
     with _progress(console) as progress:
         tasks = {name: progress.add_task(name, total=options.worlds) for name in estimators}
         rows = audit(
@@ -42,6 +51,8 @@ def on_worlds(
         f" kl {rows[0].names.kl}; medians"
     )
     console.print(table(rows, title))
+    if not options.end:
+        console.print("note: all responses are of one length here; audit.end=true lets them differ", highlight=False)
     print_causes(rows, console)
     if any(not row.judgement.enumerated for row in rows):
         console.print(
@@ -52,6 +63,16 @@ def on_worlds(
     written = [row.as_dict() for row in rows]
     _leave(experiment, folder, written, title, config, console)
     return rows[0].judgement.relative_bias
+
+
+def _in_miniature(name: str, estimator: Estimator, horizon: int, console: Console) -> Estimator:
+    """What stands for the estimator in short responses; said where it is another."""
+    small = estimator.in_miniature(horizon)
+    for field in dataclasses.fields(small):
+        value, own = getattr(small, field.name), getattr(estimator, field.name)
+        if value != own:
+            console.print(f"note: {name}: in responses of {horizon} tokens {field.name}={value} stands for {own}")
+    return small
 
 
 def on_policy(

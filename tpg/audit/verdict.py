@@ -13,6 +13,8 @@ EXACT = 1e-9
 SAME_DIRECTION = 1e-12
 """The same for 1 - cosine, which is of second order in the angle."""
 CONFIDENCE = 1.96
+MOST_NOISE = 1e9
+"""What noise to signal reads where there is no signal."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def judged(found: Sequence[Moments]) -> Judgement:
         bias.append(float((mean - true).norm()) / size)
         scale.append(float(mean @ true) / size**2)
         cosine.append(float(torch.cosine_similarity(mean, true, dim=0)))
-        noise.append(moments.trace / max(float(mean.square().sum()), 1e-300))
+        signal = float(mean.square().sum())
+        noise.append(min(MOST_NOISE, moments.trace / signal) if signal else MOST_NOISE)
         margins.append(CONFIDENCE * moments.error / size)
     enumerated = all(moments.enumerated for moments in found)
     margin = max(margins)

@@ -63,6 +63,8 @@ class Estimator(ABC):
 
     min_group: ClassVar[int] = 1
     """Scored responses a group must have; smaller ones are left out of the update and counted."""
+    min_batch: ClassVar[int] = 1
+    """Responses an iteration must have, over all groups, for a weight to differ from zero."""
     needs_critic: ClassVar[bool] = False
     """Whether it reads `trajectories.values_BT`, a critic's value before every response token."""
 
@@ -96,6 +98,13 @@ class Estimator(ABC):
     def without(self) -> "dict[str, Estimator]":
         """This estimator less one ingredient that may bias it, by the ingredient's name; the audit blames by these."""
         return {}
+
+    def in_miniature(self, horizon: int) -> "Estimator":
+        """What stands for this estimator where responses have at most `horizon` tokens.
+
+        Counts of tokens are cut below it, so that what happens in long responses happens in short ones.
+        """
+        return self
 
     def lots(self, width: int) -> list[tuple[float, Tensor]]:
         """Numbers (width,) for `uniforms_BT` that bring about every decision there is, each with its probability.

@@ -28,6 +28,10 @@ class Boundaries(ABC):
     def at(self, trajectories: Trajectories) -> Tensor:
         """Whether a boundary lies before token t, (B, T) bool; never before the first, and only before actions."""
 
+    def in_miniature(self, horizon: int) -> "Boundaries":
+        """What stands for these where responses have at most `horizon` tokens out of a few."""
+        return self
+
     def lots(self, width: int) -> list[tuple[float, Tensor]]:
         """Numbers (width,) for `uniforms_BT` that bring about every decision there is, each with its probability."""
         return [(1.0, torch.zeros(width, dtype=torch.float64))]
@@ -38,6 +42,10 @@ class EveryTokens(Boundaries):
     """A boundary after every `tokens` tokens that the policy chose."""
 
     tokens: int = Field(ge=1)
+
+    def in_miniature(self, horizon: int) -> Boundaries:
+        """At most half a response apart."""
+        return EveryTokens(tokens=min(self.tokens, max(1, horizon // 2)))
 
     def at(self, trajectories: Trajectories) -> Tensor:
         """Where a multiple of `tokens` was chosen before."""
@@ -51,6 +59,10 @@ class Delimiter(Boundaries):
     """A boundary after every token of `token_ids`, such as a line break of the policy's tokenizer."""
 
     token_ids: list[int] = Field(min_length=1)
+
+    def in_miniature(self, horizon: int) -> Boundaries:
+        """After the first token of the vocabulary."""
+        return Delimiter(token_ids=[0])
 
     def at(self, trajectories: Trajectories) -> Tensor:
         """Where the token before is a delimiter."""

@@ -1,6 +1,7 @@
 """REINFORCE++: advantages whitened over the whole batch, over all its prompts."""
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -28,6 +29,8 @@ class ReinforcePP(ResponseLevelEstimator):
     (N-1)/N in a batch of N, and in the standard deviation, which bends its direction. In a large batch what is left
     of the division is a learning rate that changes with the spread of the rewards.
     """
+
+    min_batch: ClassVar[int] = 2
 
     epsilon: float = Field(default=1e-4, ge=0)
     std: bool = True

@@ -1,5 +1,7 @@
 """Segments of a response, each weighed by what it did to the expected reward."""
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,10 @@ class Segment(PrefixValueEstimator):
     def draws(self) -> bool:
         """Whether the boundaries are decided by lot."""
         return self.boundaries.draws
+
+    def in_miniature(self, horizon: int) -> "Segment":
+        """With boundaries that are met."""
+        return dataclasses.replace(self, boundaries=self.boundaries.in_miniature(horizon))
 
     def lots(self, width: int) -> list[tuple[float, Tensor]]:
         """The lots of the boundaries."""

@@ -1,5 +1,6 @@
 """TRePO: at a few random tokens, what each did to the expected reward."""
 
+import dataclasses
 import itertools
 import math
 from abc import abstractmethod
@@ -29,6 +30,10 @@ class TRePO(PrefixValueEstimator):
     def draws(self) -> bool:
         """By lot, always."""
         return True
+
+    def in_miniature(self, horizon: int) -> "TRePO":
+        """With fewer positions than tokens."""
+        return dataclasses.replace(self, positions=min(self.positions, max(1, horizon - 1)))
 
     def lots(self, width: int) -> list[tuple[float, Tensor]]:
         """Every order of the tokens, width! of them; each order of a shorter response's tokens is met as often."""

@@ -38,7 +38,7 @@ def _bias_against_noise(plt: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
     placed: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda row: row["noise_per_token"]):
         kind = "exact" if row["exact"] else "exact direction" if row["exact_direction"] else "biased"
-        x, y = max(row["relative_bias"], FLOOR), row["noise_per_token"]
+        x, y = max(row["relative_bias"], FLOOR), max(row["noise_per_token"], 1e-9)
         axes.scatter(x, y, s=45, color=KINDS[kind], edgecolor="white", linewidth=0.8, zorder=3)
         near = sum(abs(px / x - 1) < 0.6 and abs(py / y - 1) < 0.12 for px, py in placed)
         offset = (6 + 90 * (near % 3), 4)

@@ -79,6 +79,12 @@ class Experiment:
                 f"rollout.responses_per_prompt={group}: estimator {type(self.estimator).__name__} compares the"
                 f" responses to one prompt and needs at least {needed}"
             )
+        responses, least = self.rollout.prompts * group, self.estimator.min_batch
+        if responses < least:
+            raise UserError(
+                f"rollout.prompts={self.rollout.prompts}: estimator {type(self.estimator).__name__} compares the"
+                f" responses of an iteration and needs at least {least}"
+            )
         self.check_method()
         if not self.reward_model:
             raise UserError("reward_model: is empty; name one or more terms, e.g. reward_model=[exact_answer]")

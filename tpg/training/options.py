@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from tpg.component import component
@@ -151,12 +151,12 @@ class Audit:
     """What `tpg.audit` tries a config on: small worlds where everything is counted, or the policy itself."""
 
     on: Literal["worlds", "policy"] = "worlds"
-    estimators: Literal["all"] | list[str] | dict[str, Estimator] | None = None
+    estimators: str | list[str] | dict[str, Estimator] | None = None
     """Names of estimator options to compare, or all that the config admits, or estimators by names of one's own.
 
     None: the config's.
     """
-    vary: dict[str, list[Any]] = Field(default_factory=dict, max_length=1)
+    vary: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(max_length=1)] | None = None
     """One of the keys below and the values that it takes in turn."""
     responses_per_prompt: int | None = Field(default=None, ge=1)
     """In the worlds; None: the fewest that the estimator takes."""
@@ -189,3 +189,10 @@ class Audit:
     samples: int = Field(default=20_000, ge=100)
     batches: int = Field(default=16, ge=4)
     """Independent batches that are generated on the policy."""
+
+    @field_validator("estimators")
+    @classmethod
+    def _is_all_or_a_list(cls, estimators: Any) -> Any:
+        if isinstance(estimators, str) and estimators != "all":
+            raise ValueError(f"should be a list, e.g. [{estimators}], or all")
+        return estimators
