@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from tables import drawn, of_world
 
 from tpg.audit.exact import Moments
+from tpg.audit.tabular import Tree
 from tpg.audit.verdict import judged
+from tpg.estimators.reinforce import Reinforce
 from tpg.reporting.audit_picture import draw_audit
 
 TRUE = [3.0, 4.0]
@@ -46,13 +49,13 @@ def test_numbers():
         ([moments([0.0, 0.0], trace=0.0)], False, False, "no gradient at all"),
         ([moments([4.0, -3.0])], False, False, "biased: cos 0.000"),
         ([moments([3.0, 0.0]), moments(TRUE)], False, False, "biased in 1 of 2 worlds: cos down to 0.600"),
-        # Drawn: 1.96 standard errors over the length of the gradient, 5, are a margin of .392.
-        ([moments([3.5, 4.0], error=1.0)], True, True, "no bias found, it is below 0.492"),
-        ([moments([1.2, 1.6], error=0.5)], False, True, "direction exact within 0.196, scale 0.400"),
-        ([moments([-3.0, -4.0], error=0.5)], False, False, "biased: cos -1.000 (sampled, +-0.196)"),
-        ([moments([0.3, 0.4], error=0.5)], False, False, "no gradient at all, within 0.196"),
+        # Drawn: 3 standard errors over the length of the gradient, 5, are a margin of .6.
+        ([moments([3.5, 4.0], error=1.0)], True, True, "no bias found, it is below 0.700"),
+        ([moments([1.2, 1.6], error=0.5)], False, True, "direction exact within 0.300, scale 0.400"),
+        ([moments([-3.0, -4.0], error=0.5)], False, False, "biased: cos -1.000 (sampled, +-0.300)"),
+        ([moments([0.3, 0.4], error=0.5)], False, False, "no gradient at all, within 0.300"),
         # One world counted, one drawn.
-        ([moments(TRUE), moments([3.5, 4.0], error=1.0)], True, True, "no bias found, it is below 0.492"),
+        ([moments(TRUE), moments([3.5, 4.0], error=1.0)], True, True, "no bias found, it is below 0.700"),
     ],
 )
 def test_words(worlds, exact, direction, verdict):
@@ -90,3 +93,10 @@ def test_the_picture_bears_any_numbers(tmp_path):
     draw_audit(tmp_path / "a.png", "title", rows)
     draw_audit(tmp_path / "b.png", "title", [rows[2]])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_what_is_unbiased_is_seldom_blamed_where_batches_are_drawn():
+    # One direction, the worst case: a world of one choice between two tokens.
+    worlds = [drawn(seed, tree=Tree(vocabulary=2, horizon=1, end=False)) for seed in range(60)]
+    found = [of_world(world, Reinforce(), limit=1, samples=300, seed=100 + i) for i, world in enumerate(worlds)]
+    assert sum(not judged([one]).exact for one in found) <= 2

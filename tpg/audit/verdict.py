@@ -12,7 +12,8 @@ EXACT = 1e-9
 """Relative bias below which an enumerated estimate is called exact: far above rounding, far below any real bias."""
 SAME_DIRECTION = 1e-12
 """The same for 1 - cosine, which is of second order in the angle."""
-CONFIDENCE = 1.96
+CONFIDENCE = 3.0
+"""Standard errors that sampling is granted: 95 % over twenty worlds even where the estimate has but one direction."""
 MOST_NOISE = 1e9
 """What noise to signal reads where there is no signal."""
 
@@ -34,7 +35,7 @@ class Judgement:
     """The same with the responses that are updated on: at equal cost of training."""
     enumerated: bool
     margin: float
-    """What sampling leaves open about the relative bias, 95 %; 0 where everything was enumerated."""
+    """What sampling leaves open about the relative bias; 0 where everything was enumerated."""
     exact: bool
     exact_direction: bool
     verdict: str
