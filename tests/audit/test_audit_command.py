@@ -9,6 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import tpg.audit.__main__
+import tpg.jobs
 import tpg.train
 
 QUICK = ["logger=[]", "audit.worlds=3", "audit.horizon=2", "kl=none", "aggregation=sequence_sum"]
@@ -24,7 +25,7 @@ def run(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the entry; here so that it is undone
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(tpg.train, "WANTS_TRACEBACK", False)
+    monkeypatch.setattr(tpg.jobs, "WANTS_TRACEBACK", False)
 
     def call(*arguments):
         GlobalHydra.instance().clear()

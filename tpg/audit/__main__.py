@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from tpg.errors import UserError
-from tpg.train import BOOKKEEPING, CONF, new_folder, own_config, reported, run_entry
+from tpg.jobs import BOOKKEEPING, CONF, new_folder, own_config, reported, run_entry
 
 if TYPE_CHECKING:
     from tpg.estimators.base import Estimator

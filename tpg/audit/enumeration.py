@@ -208,16 +208,50 @@ class Bench:
             answers = replace(answers, continued_values_K=values_U[asked.owner_K])
         return self.method.weigh(trajectories, answers, state)
 
-    def gradients(
+    def weighed_apart(self, batches: Batches, values_U: Tensor | None = None) -> Weighed:
+        """The same with each batch through the estimator on its own."""
+        trajectories = self.record(batches)
+        parts = []
+        for n, values in enumerate(self._of_each(batches, values_U)):
+            parts.append(self.weighed(batches.select(torch.tensor([n])), values))
+        weights_BT = torch.cat(
+            [part.trajectories.weights_BT for part in parts if part.trajectories.weights_BT is not None]
+        )
+        kept_B, needed_B = (torch.cat([getattr(part, name) for part in parts]) for name in ("kept_B", "needed_B"))
+        return replace(
+            parts[0], trajectories=trajectories.replace(weights_BT=weights_BT), kept_B=kept_B, needed_B=needed_B
+        )
+
+    def _of_each(self, batches: Batches, values_U: Tensor | None) -> list[Tensor | None]:
+        """The values that each batch asks for."""
+        wanted = self.method.estimator.requests(self.record(batches)).continuations
+        if values_U is None or wanted is None:
+            return [None] * len(batches)
+        counts = torch.bincount(self.asked(batches, wanted).batch_U, minlength=len(batches))
+        return list(values_U.split(counts.tolist()))
+
+    def gradients_apart(
         self, batches: Batches, values_U: Tensor | None = None, others: MinibatchSize | None = None
+    ) -> Tensor:
+        """`gradients` with each batch through estimator and loss on its own."""
+        each = enumerate(self._of_each(batches, values_U))
+        return torch.cat([self.gradients(batches.select(torch.tensor([n])), values, others) for n, values in each])
+
+    def gradients(
+        self,
+        batches: Batches,
+        values_U: Tensor | None = None,
+        others: MinibatchSize | None = None,
+        *,
+        weights_apart: bool = False,
     ) -> Tensor:
         """The estimate of the gradient from each batch, (N, K*S*V): what the optimizer would ascend.
 
-        All batches go through estimator and loss at once. `others` counts responses and tokens of the minibatch that
-        are not in the batches.
+        All batches go through the loss at once, and through the estimator unless `weights_apart`. `others` counts
+        responses and tokens of the minibatch that are not in the batches.
         """
         N, B = batches.response_NB.shape
-        weighed = self.weighed(batches, values_U)
+        weighed = (self.weighed_apart if weights_apart else self.weighed)(batches, values_U)
         r, k = batches.response_NB.flatten(), batches.prompt_B.repeat(N)
         assert self.current.entropy is not None
         logprobs_BT = self.current.logprobs[k, r].requires_grad_()

@@ -1,6 +1,7 @@
 """Mean and covariance of a method's gradient estimate, by complete enumeration where that is possible."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,6 +9,11 @@ from torch import Tensor
 from tpg.aggregation import MinibatchSize
 from tpg.audit.enumeration import Asked, Batches, Bench
 from tpg.audit.tabular import all_tuples
+
+Passing = Literal["together", "weights apart", "apart"]
+"""How batches go through the classes: all at once, each alone through the estimator, or each wholly alone."""
+SLOWER: dict[Passing, int] = {"together": 1, "weights apart": 25, "apart": 25}
+"""By what factor fewer batches are enumerated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,27 +57,28 @@ def moments(bench: Bench, group: int, *, limit: int = 50_000, samples: int = 20_
     every = torch.arange(len(bench.world.logits)).repeat_interleave(group)
     generator = torch.Generator().manual_seed(seed)
     trial = _drawn(bench, every, 12, generator)
-    apart = not _independent(bench, trial)
-    within = limit // (25 if apart else 1)
+    passing = _passing(bench, trial)
+    within = limit // SLOWER[passing]
     try:
-        found = _counted(bench, every, group, within, trial, apart)
+        found = _counted(bench, every, group, within, trial, passing)
     except _NotLinearError:
         found = None
-    return found or _sampled(bench, _drawn(bench, every, samples // (10 if apart else 1), generator), apart, generator)
+    drawn = _drawn(bench, every, samples // (1 if passing == "together" else 10), generator)
+    return found or _sampled(bench, drawn, passing, generator)
 
 
 class _NotLinearError(Exception):
     """The estimate is not linear in the Monte-Carlo values: their mean does not stand for them."""
 
 
-def _counted(bench: Bench, every: Tensor, group: int, within: int, trial: Batches, apart: bool) -> Moments | None:
+def _counted(bench: Bench, every: Tensor, group: int, within: int, trial: Batches, passing: Passing) -> Moments | None:
     """By enumeration, of all prompts at once or one by one; None where that are too many batches."""
     prompts, width = len(bench.world.logits), len(bench.world.tree.responses) * len(_lots(bench)[0])
     if width ** (group * prompts) <= within:
-        return _enumerated(bench, every, None, apart)
+        return _enumerated(bench, every, None, passing)
     others = MinibatchSize((prompts - 1) * group, 0, 0)
-    if prompts > 1 and width**group <= within and not apart and _separable(bench, trial, group):
-        parts = [_enumerated(bench, every[every == k], others, apart=False) for k in range(prompts)]
+    if prompts > 1 and width**group <= within and passing == "together" and _separable(bench, trial, group):
+        parts = [_enumerated(bench, every[every == k], others, passing) for k in range(prompts)]
         return replace(
             parts[0],
             mean=torch.stack([part.mean for part in parts]).sum(0),
@@ -97,20 +104,11 @@ def _drawn(bench: Bench, prompt_B: Tensor, count: int, generator: torch.Generato
 
 
 def _gradients(
-    bench: Bench, batches: Batches, values: Tensor | None, others: MinibatchSize | None, apart: bool
+    bench: Bench, batches: Batches, values: Tensor | None, others: MinibatchSize | None, passing: Passing
 ) -> Tensor:
-    if not apart:
-        return bench.gradients(batches, values, others)
-    if values is None:
-        rows = [bench.gradients(batches.select(torch.tensor([n])), None, others) for n in range(len(batches))]
-    else:
-        asked = _asked(bench, batches)
-        assert asked is not None
-        rows = [
-            bench.gradients(batches.select(torch.tensor([n])), values[asked.batch_U == n], others)
-            for n in range(len(batches))
-        ]
-    return torch.cat(rows)
+    if passing == "apart":
+        return bench.gradients_apart(batches, values, others)
+    return bench.gradients(batches, values, others, weights_apart=passing == "weights apart")
 
 
 def _asked(bench: Bench, batches: Batches) -> Asked | None:
@@ -118,10 +116,14 @@ def _asked(bench: Bench, batches: Batches) -> Asked | None:
     return None if wanted is None else bench.asked(batches, wanted)
 
 
-def _independent(bench: Bench, trial: Batches) -> bool:
-    """Whether batches may go through the classes together: each gives what it gives alone."""
-    together = bench.gradients(trial)
-    return torch.allclose(together, _gradients(bench, trial, None, None, apart=True), rtol=1e-9, atol=1e-12)
+def _passing(bench: Bench, trial: Batches) -> Passing:
+    """The fastest way in which each batch gives what it gives alone."""
+    alone = bench.gradients_apart(trial)
+    ways: tuple[Passing, Passing] = ("together", "weights apart")
+    for way in ways:
+        if torch.allclose(_gradients(bench, trial, None, None, way), alone, rtol=1e-9, atol=1e-12):
+            return way
+    return "apart"
 
 
 def _separable(bench: Bench, trial: Batches, group: int) -> bool:
@@ -138,7 +140,7 @@ def _separable(bench: Bench, trial: Batches, group: int) -> bool:
     return True
 
 
-def _enumerated(bench: Bench, prompt_B: Tensor, others: MinibatchSize | None, apart: bool) -> Moments:
+def _enumerated(bench: Bench, prompt_B: Tensor, others: MinibatchSize | None, passing: Passing) -> Moments:
     """Every batch of these slots, each with its probability."""
     lot_probabilities, lot_LT = _lots(bench)
     R, L = len(bench.world.tree.responses), len(lot_LT)
@@ -152,10 +154,10 @@ def _enumerated(bench: Bench, prompt_B: Tensor, others: MinibatchSize | None, ap
     reached = probability_N > 0
     batches, probability_N = batches.select(reached), probability_N[reached]
 
-    estimates = _gradients(bench, batches, None, others, apart)
+    estimates = _gradients(bench, batches, None, others, passing)
     mean = probability_N @ estimates
     # Around the mean, not as a difference of squares: a small variance of a large mean would be lost in rounding.
-    spread_N = (estimates - mean).square().sum(-1) + _value_noise(bench, batches, estimates, others, apart)
+    spread_N = (estimates - mean).square().sum(-1) + _value_noise(bench, batches, estimates, others, passing)
     tokens_N, responses_N = _cost(bench, batches)
     return Moments(
         true=true_gradient(bench),
@@ -169,7 +171,7 @@ def _enumerated(bench: Bench, prompt_B: Tensor, others: MinibatchSize | None, ap
 
 
 def _value_noise(
-    bench: Bench, batches: Batches, estimates: Tensor, others: MinibatchSize | None, apart: bool
+    bench: Bench, batches: Batches, estimates: Tensor, others: MinibatchSize | None, passing: Passing
 ) -> Tensor:
     """The variance that Monte-Carlo values add in each batch, (N,).
 
@@ -190,13 +192,13 @@ def _value_noise(
     moved = torch.zeros_like(estimates)
     for m in range(int(order_U.max()) + 1):
         chosen_U = (order_U == m) & moving_U
-        coefficient = _gradients(bench, batches, mean_U + chosen_U, others, apart) - estimates
+        coefficient = _gradients(bench, batches, mean_U + chosen_U, others, passing) - estimates
         moved += coefficient
         noise_N.index_add_(
             0, asked.batch_U[chosen_U], variance_U[chosen_U] * coefficient.square().sum(-1)[asked.batch_U[chosen_U]]
         )
     for far in (2.0, -2.0):
-        at_once = _gradients(bench, batches, mean_U + far * moving_U, others, apart) - estimates
+        at_once = _gradients(bench, batches, mean_U + far * moving_U, others, passing) - estimates
         if not torch.allclose(at_once, far * moved, rtol=1e-7, atol=1e-9):
             raise _NotLinearError
     return noise_N
@@ -219,7 +221,7 @@ def _cost(bench: Bench, batches: Batches) -> tuple[Tensor, Tensor]:
     return tokens_N, bench.weighed(batches).kept_B.view(N, -1).sum(-1).double()
 
 
-def _sampled(bench: Bench, batches: Batches, apart: bool, generator: torch.Generator) -> Moments:
+def _sampled(bench: Bench, batches: Batches, passing: Passing, generator: torch.Generator) -> Moments:
     """Batches as they come, continuations drawn too."""
     asked, values_U = _asked(bench, batches), None
     if asked is not None:
@@ -227,7 +229,7 @@ def _sampled(bench: Bench, batches: Batches, apart: bool, generator: torch.Gener
         chances = bench.probability_KR[asked.prompt_U] * through
         drawn = torch.multinomial(chances, asked.count, replacement=True, generator=generator)
         values_U = bench.shaped_KR[asked.prompt_U[:, None], drawn].mean(-1)
-    estimates = _gradients(bench, batches, values_U, None, apart)
+    estimates = _gradients(bench, batches, values_U, None, passing)
     mean, trace = estimates.mean(0), float(estimates.var(0).sum())
     tokens_N, responses_N = _cost(bench, batches)
     return Moments(

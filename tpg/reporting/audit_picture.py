@@ -1,5 +1,6 @@
 """The picture of an audit: bias against noise, or both against what was varied."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,31 @@ def draw_audit(path: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> Non
 def _bias_against_noise(plt: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
     """A point a method: relative bias to the right, noise upwards, both logarithmic; good is below left."""
     figure, axes = plt.subplots(figsize=(8, 5), dpi=120)
-    placed: list[tuple[float, float]] = []
+    together: list[list[Mapping[str, Any]]] = []
     for row in sorted(rows, key=lambda row: row["noise_per_token"]):
         kind = "exact" if row["exact"] else "exact direction" if row["exact_direction"] else "biased"
-        x, y = max(row["relative_bias"], FLOOR), max(row["noise_per_token"], 1e-9)
-        axes.scatter(x, y, s=45, color=KINDS[kind], edgecolor="white", linewidth=0.8, zorder=3)
-        near = sum(abs(px / x - 1) < 0.6 and abs(py / y - 1) < 0.12 for px, py in placed)
-        offset = (6 + 90 * (near % 3), 4)
-        axes.annotate(row["estimator"], (x, y), xytext=offset, textcoords="offset points", fontsize=8, color="#2d3748")
-        placed.append((x, y))
+        axes.scatter(*_place(row), s=45, color=KINDS[kind], edgecolor="white", linewidth=0.8, zorder=3)
+        near = next((each for each in together if _all_but_coincide(each[0], row)), None)
+        if near is None:
+            together.append([row])
+        else:
+            near.append(row)
+    for near in together:
+        # Points that all but coincide share a label, on the side where there is room.
+        names = [row["estimator"] for row in near]
+        lines = [", ".join(names[start : start + 2]) for start in range(0, len(names), 2)]
+        x, y = _place(near[0])
+        left = x > 0.05
+        axes.annotate(
+            "\n".join(lines),
+            (x, y),
+            xytext=(-7 if left else 7, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color="#2d3748",
+            ha="right" if left else "left",
+            va="center",
+        )
     axes.set(xscale="log", yscale="log")
     _plain_numbers(axes)
     axes.set_xlim(FLOOR / 2, max(3.0, *(2 * row["relative_bias"] for row in rows)))
@@ -58,26 +75,39 @@ def _bias_against_noise(plt: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
     return figure
 
 
+def _place(row: Mapping[str, Any]) -> tuple[float, float]:
+    return max(row["relative_bias"], FLOOR), row["noise_per_token"]
+
+
+def _all_but_coincide(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two points' labels would lie on each other."""
+    across, up = (math.log10(a / b) for a, b in zip(_place(one), _place(other), strict=True))
+    return abs(across) < 0.3 and abs(up) < 0.035
+
+
 def _against_what_varies(plt: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """A line an estimator in three panels: bias, noise per generated token, noise per updated response."""
+    """A line an estimator in four panels: bias, scale, noise per generated token, noise per updated response."""
     key = next(iter(rows[0]["varied"]))
     values = list(dict.fromkeys(str(row["varied"][key]) for row in rows))
-    figure, panels = plt.subplots(1, 3, figsize=(12, 4.2), dpi=120)
-    measures = ("relative_bias", "noise_per_token", "noise_per_update")
-    names = ("relative bias", "noise to signal per generated token", "noise to signal per updated response")
+    figure, grid = plt.subplots(2, 2, figsize=(10, 7), dpi=120)
+    panels = grid.flatten()
+    measures = ("relative_bias", "scale", "noise_per_token", "noise_per_update")
+    names = ("", "scale", "noise to signal per generated token", "noise to signal per updated response")
     for axes, measure, name in zip(panels, measures, names, strict=True):
         for colour, estimator in enumerate(dict.fromkeys(row["estimator"] for row in rows)):
             own = [row for row in rows if row["estimator"] == estimator]
             places = [values.index(str(row["varied"][key])) for row in own]
-            heights = [max(row[measure], FLOOR) for row in own]
+            heights = [row[measure] if measure == "scale" else max(row[measure], FLOOR) for row in own]
             axes.plot(places, heights, "o-", markersize=4, color=COLOURS[colour % len(COLOURS)], label=estimator)
-        axes.set(yscale="log", title=name, xlabel=key.replace("_", " "))
-        if measure != "relative_bias":
+        axes.set(title=name, xlabel=key.replace("_", " "))
+        if measure != "scale":
+            axes.set_yscale("log")
+        if measure.startswith("noise"):
             _plain_numbers(axes)
         axes.set_xticks(range(len(values)), values, rotation=0 if len(values) < 7 else 30)
         axes.grid(alpha=0.25, which="major")
     panels[0].set_title(f"relative bias (exact is drawn at {FLOOR:g})")
-    panels[-1].legend(frameon=False, fontsize=8)
+    panels[1].legend(frameon=False, fontsize=8)
     return figure
 
 
