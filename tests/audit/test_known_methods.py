@@ -111,7 +111,11 @@ BLAMED = [
 ]
 
 
-@pytest.mark.parametrize(("estimator", "parts", "names"), BLAMED, ids=repr)
+@pytest.mark.parametrize(
+    ("estimator", "parts", "names"),
+    BLAMED,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else repr(value),
+)
 def test_who_is_to_blame(estimator, parts, names):
     tried = setting(estimator, max(2, estimator.min_group), worlds=ENDING, **parts)
     whole = judge(tried)

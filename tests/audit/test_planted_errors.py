@@ -136,7 +136,7 @@ DIRECTION = [
     (PeeksAtItsTokens(), ENDING, ["a push that ignores the rewards"]),
     (PeeksAtItsTokensInProportion(), ENDING, ["a baseline that reads its own response"]),
     (WrongSign(), ENDING, ["wrong sign"]),
-    (PushesWhereAllAreEqual(), ENDING, ["a push where all rewards are equal"]),
+    (PushesWhereAllAreEqual(), ENDING, ["push in zero-variance groups"]),
     (OnlyTheFirstToken(), ENDING, ["something in OnlyTheFirstToken"]),
 ]
 

@@ -110,7 +110,7 @@ def test_p3o_of_three_is_exact():
         (P3O(clipping="separate", **WIDE), centred, 2),
         (P3O(clipping="joint", **WIDE), centred, 2),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", repr(value)),
 )
 def test_whole_response_ratios_are_exact_after_the_policy_has_moved(objective, weigh, group):
     assert relative_error(expected_gradient(objective, weigh, group), true_gradient()) < EXACT

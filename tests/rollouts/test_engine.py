@@ -8,8 +8,7 @@ import tpg.rollouts.transformers as engine_module
 from tpg.policies.base import Policy
 from tpg.randomness import key, uniforms
 from tpg.rollouts.engine import Prefix
-from tpg.rollouts.sampling import GREEDY, Sampling
-from tpg.rollouts.sampling import draw
+from tpg.rollouts.sampling import GREEDY, Sampling, draw
 from tpg.rollouts.transformers import TransformersEngine
 from tpg.trajectories import FinishReason, Trajectories
 

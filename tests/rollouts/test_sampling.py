@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from tpg.rollouts.engine import GREEDY, Sampling
-from tpg.rollouts.sampling import draw
+from tpg.rollouts.sampling import GREEDY, Sampling, draw
 
 INF = float("inf")
 ALMOST_ONE = 1 - 2.0**-53

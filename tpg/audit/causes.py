@@ -103,17 +103,19 @@ def causes(setting: Setting, judgement: Judgement, judge: Callable[[Setting], Ju
     or nothing helps.
     """
     found: list[Cause] = []
+    tried: set[str] = set()
     while not judgement.exact and len(found) < 8:
         step = (
-            _best(_tried(variants(setting), judge), judgement)
+            _best(_confirmed(setting, _tried(variants(setting), judge), judge), judgement)
             or _best(_tried(circumstances(setting), judge), judgement)
             or next((one for one in _tried(replaced(setting, but="estimator"), judge) if one[2].exact), None)
-            or _first(_tried(repaired(setting), judge), judgement)
+            or _first(_tried(_others(repaired(setting), tried), judge), judgement)
             or _best(_tried(replaced(setting), judge), judgement)
         )
         if step is None:
             break
         name, setting, judgement = step
+        tried.add(name)
         found.append(Cause(name, judgement.relative_bias, judgement.cosine, judgement.scale, judgement.exact))
     return found
 
@@ -123,6 +125,27 @@ Tried = tuple[str, Setting, Judgement]
 
 def _tried(settings: Iterator[tuple[str, Setting]], judge: Callable[[Setting], Judgement]) -> Iterator[Tried]:
     return ((name, setting, judge(setting)) for name, setting in settings)
+
+
+def _others(settings: Iterator[tuple[str, Setting]], tried: set[str]) -> Iterator[tuple[str, Setting]]:
+    return ((name, setting) for name, setting in settings if name not in tried)
+
+
+def _confirmed(setting: Setting, tried: Iterator[Tried], judge: Callable[[Setting], Judgement]) -> Iterator[Tried]:
+    """Those in which nothing but the ingredient was taken out.
+
+    An estimator that declares another class instead of itself may hold more than the ingredient that it names, say a
+    mistake in a copy: where a repair from outside undoes that ingredient, the two must leave the same.
+    """
+    own = setting.method.estimator
+    for name, changed, left in tried:
+        repair = REPAIRS.get(name)
+        if repair is not None and setting.group > 1 and type(changed.method.estimator) is not type(own):
+            fixed = judge(replace(setting, method=replace(setting.method, estimator=repair(inner=own))))
+            off = abs(fixed.relative_bias - left.relative_bias), abs(fixed.misdirection - left.misdirection)
+            if max(off) > 0.01 + left.margin:
+                continue
+        yield name, changed, left
 
 
 def _first(tried: Iterator[Tried], old: Judgement) -> Tried | None:

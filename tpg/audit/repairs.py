@@ -14,6 +14,9 @@ from tpg.component import component
 from tpg.estimators.base import Answers, Estimator, GroupedRewards, Requests
 from tpg.trajectories import Trajectories
 
+LARGE = 1e6
+TOLERANCE = 1e-6
+
 
 @component
 class Repaired(Estimator):
@@ -53,25 +56,25 @@ class Repaired(Estimator):
 
 @component
 class TimesGroupStd(Repaired):
-    """Undoes a division by the standard deviation of the group's rewards."""
+    """Undoes a division by the standard deviation of the group's rewards, with whatever is added to it."""
 
     needs_group: ClassVar[bool] = True
 
     def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
         """The inner weights times the deviation."""
-        return self.inner.weights(trajectories, answers) * _deviation(_grouped(trajectories))[:, None]
+        return _undivided(self.inner, trajectories, answers, _deviation(_grouped(trajectories)))
 
 
 @component
 class TimesBatchStd(Repaired):
-    """Undoes a division by the standard deviation of the batch's rewards; batches are told apart by their draw."""
+    """The same with the deviation of the batch's rewards; batches are told apart by their draw."""
 
     def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
         """The inner weights times the deviation."""
         batch = GroupedRewards(
             _rewards(trajectories), torch.ones_like(trajectories.row_B, dtype=torch.bool), trajectories.draw_B
         )
-        return self.inner.weights(trajectories, answers) * _deviation(batch)[:, None]
+        return _undivided(self.inner, trajectories, answers, _deviation(batch))
 
 
 @component
@@ -85,24 +88,30 @@ class TimesLength(Repaired):
 
 @component
 class WithoutOwnReward(Repaired):
-    """Takes a response's reward out of what is subtracted from it, by showing the mean of the others in its place."""
+    """Takes a response's reward out of its own baseline: what a share a of it cancels is put back by 1 / (1 - a).
+
+    `R_i - sum_j a_j R_j` is `1 - a_i` times the response's reward less a baseline of the others.
+    """
 
     needs_group: ClassVar[bool] = True
 
     def weights(self, trajectories: Trajectories, answers: Answers) -> Tensor:
-        """`R_i` less the baseline that results when `R_i` is that mean; unchanged where `R_i` has no say at all."""
-        rewards_B, grouped = _rewards(trajectories), _grouped(trajectories)
-        others_B = (grouped.sum(rewards_B) - rewards_B) / (grouped.size_B - 1).clamp(min=1)
+        """The inner weights over their slope in the own reward, where that is one number below 1 for all tokens."""
+        rewards_B = _rewards(trajectories)
         weights_BT = self.inner.weights(trajectories, answers)
+        repaired_BT = weights_BT.clone()
         for index in trajectories.response_index_B.unique():
             own_B = trajectories.response_index_B == index
-            shown, more = (
-                self.inner.weights(trajectories.replace(rewards_B=torch.where(own_B, values_B, rewards_B)), answers)
-                for values_B in (others_B, others_B + 1)
+            slope_BT, twice_BT = (
+                self.inner.weights(trajectories.replace(rewards_B=rewards_B + more * own_B), answers) - weights_BT
+                for more in (1.0, 2.0)
             )
-            counts_BT = own_B[:, None] & (shown != more)
-            weights_BT = torch.where(counts_BT, rewards_B[:, None] - (others_B[:, None] - shown), weights_BT)
-        return weights_BT * trajectories.action_mask_BT
+            slope_B1 = slope_BT[:, :1]
+            alike_BT = (slope_BT - slope_B1).abs().masked_fill(~trajectories.action_mask_BT, 0.0) < TOLERANCE
+            straight_BT = (twice_BT - 2 * slope_BT).abs() < TOLERANCE
+            plain_B = (alike_BT & straight_BT).all(-1) & (slope_B1[:, 0] > TOLERANCE) & (slope_B1[:, 0] < 1)
+            repaired_BT = torch.where((own_B & plain_B)[:, None], weights_BT / slope_B1, repaired_BT)
+        return repaired_BT * trajectories.action_mask_BT
 
 
 @component
@@ -176,7 +185,7 @@ REPAIRS: dict[str, type[Repaired]] = {
     "batch std normalisation": TimesBatchStd,
     "length normalisation": TimesLength,
     "discounting": LastWeight,
-    "a push where all rewards are equal": SilentWhenEqual,
+    "push in zero-variance groups": SilentWhenEqual,
     "a push that ignores the rewards": LessThatOfNoReward,
     "clipped weights": Unclipped,
     "self-inclusion": WithoutOwnReward,
@@ -199,6 +208,18 @@ def _weights_at(inner: Estimator, trajectories: Trajectories, answers: Answers, 
             continued_values_K=times(answers.continued_values_K),
         ),
     )
+
+
+def _undivided(inner: Estimator, trajectories: Trajectories, answers: Answers, deviation_B: Tensor) -> Tensor:
+    """The inner weights times the deviation.
+
+    Weights that do not change with the scale of the rewards are taken at rewards that leave nothing of an epsilon.
+    """
+    weights_BT = inner.weights(trajectories, answers)
+    large_BT = _weights_at(inner, trajectories, answers, LARGE)
+    spread_B1 = (deviation_B > 0.01)[:, None]
+    same_BT = (large_BT - weights_BT).abs() <= 0.02 * large_BT.abs()
+    return (large_BT if (same_BT | ~spread_B1).all() else weights_BT) * deviation_B[:, None]
 
 
 def _rewards(trajectories: Trajectories) -> Tensor:

@@ -76,7 +76,7 @@ def _bias_against_noise(plt: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _place(row: Mapping[str, Any]) -> tuple[float, float]:
-    return max(row["relative_bias"], FLOOR), row["noise_per_token"]
+    return max(row["relative_bias"], FLOOR), max(row["noise_per_token"], FLOOR)
 
 
 def _all_but_coincide(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
