@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tpg.errors import UserError
-from tpg.train import CONF, reported, run_entry
+from tpg.jobs import CONF, reported, run_entry
 
 GROUPS = ("policy", "task", "reward_model", "rollout", "evaluation", "trainer")
 

@@ -1,25 +1,17 @@
 """Train a policy: `python -m tpg.train algorithm=grpo task=addition`. See `--help`."""
 
-import math
-import os
+import shutil
 import sys
-import traceback
-from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from tpg.errors import Interrupted, UserError
-
-CONF = Path(__file__).parent / "conf"
-CONF = CONF if CONF.is_dir() else Path(__file__).parent.parent / "conf"
+from tpg.jobs import BOOKKEEPING, CONF, job_of_sweep, new_folder, own_config, reported, run_entry
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -35,49 +27,55 @@ def train(config: DictConfig) -> float:
     from tpg.training.run_folder import RunFolder, write_atomically
 
     find_user_modules()
-    if config.resume is not None:
-        folder = _opened(Path(config.resume))
-        stored = _stored_config(folder.config, config)
-    else:
-        choices = HydraConfig.get().runtime.choices
-        method = f"{choices.get('algorithm') or choices.get('estimator')}-{choices.get('task')}"
-        folder = RunFolder(new_folder(config, method))
-        stored = own_config(config)
+    path, stored, begun = _place(config)
+    folder = RunFolder(path)
     options = OmegaConf.create({key: value for key, value in stored.items() if key not in BOOKKEEPING})
     experiment = to_experiment(options)
     for warning in experiment.check():
         print(f"warning: {warning}", file=sys.stderr)
-    if config.resume is None:
-        RunFolder.refuse_other_run(folder.path)
+    if not begun:
+        RunFolder.refuse_other_run(path)
     prepared = prepare(experiment)
-    if config.resume is not None:
+    if begun:
         write_atomically(folder.config, OmegaConf.to_yaml(OmegaConf.create(stored)))
     else:
         try:
             folder.create(OmegaConf.to_yaml(OmegaConf.create(stored)))
         except OSError as error:
-            raise UserError(f"run_dir={folder.path}: cannot be made: {error.strerror}") from error
+            raise UserError(f"run_dir={path}: cannot be made: {error.strerror}") from error
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        summary = run(experiment, prepared, folder, stored)
+        summary = run(experiment, prepared, folder, stored, job_of_sweep(config).launch.stop if in_sweep else None)
     except Interrupted:
-        print(f"interrupted; continue with: python -m tpg.train resume={folder.path}", file=sys.stderr)
+        if not in_sweep:
+            print(f"interrupted; continue with: python -m tpg.train resume={path}", file=sys.stderr)
         raise
     return float(summary.get("eval/reward", summary["reward/last"]))
 
 
-WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
-BOOKKEEPING = ("run_dir", "resume", "run_id", "choices")
-"""Keys of a run's config that say which run it is rather than what it does."""
+def _place(config: DictConfig) -> tuple[Path, dict[str, Any], bool]:
+    """The run's folder, its config, and whether it was begun before: by `resume`, or as a job of the same sweep."""
+    if config.resume is not None:
+        folder = _opened(Path(config.resume))
+        return folder.path, _stored_config(folder.config, config), True
+    hydra_config = HydraConfig.get()
+    choices = hydra_config.runtime.choices
+    path = new_folder(config, f"{choices.get('algorithm') or choices.get('estimator')}-{choices.get('task')}")
+    composed = own_config(config)
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return path, composed, False
+    if (path / "config.yaml").is_file():
+        stored: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+        return path, stored, True
+    _clear_unborn(path)
+    return path, composed, False
 
 
-def own_config(config: DictConfig) -> dict[str, Any]:
-    """The resolved config, with the options that were chosen and the run's id."""
-    from tpg.composition import resolved, with_shadow_options
-
-    plain = with_shadow_options(resolved(config))
-    chosen = HydraConfig.get().runtime.choices
-    choices = {str(k): v for k, v in chosen.items() if not str(k).startswith("hydra/")}
-    return {**plain, "choices": choices, "run_id": os.urandom(4).hex()}
+def _clear_unborn(path: Path) -> None:
+    """Remove what is left of a job's folder that was being made when its process was killed."""
+    left = {item.name for item in path.iterdir()} if path.is_dir() else set()
+    if left and left <= {"checkpoints", "config.tmp"} and not any(path.glob("checkpoints/*")):
+        shutil.rmtree(path)
 
 
 def _opened(path: Path) -> Any:
@@ -101,71 +99,6 @@ def _stored_config(path: Path, given: DictConfig) -> dict[str, Any]:
                 f"{key}: resume continues with the run's own config; only iterations= may be given beside it"
             )
     return stored
-
-
-def new_folder(config: DictConfig, method: str) -> Path:
-    """Where the run will live; in a multirun a folder for each job."""
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN:
-        parent = Path(config.run_dir or hydra_config.sweep.dir)
-        return (parent / f"{hydra_config.job.num}-{method}-seed{config.seed}").absolute()
-    if config.run_dir is not None:
-        return Path(config.run_dir).absolute()
-    parent = Path("outputs") / method
-    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    taken = sum(1 for _ in parent.glob(f"{name}*"))
-    return (parent / (f"{name}-{taken}" if taken else name)).absolute()
-
-
-FAILED: list[int] = []
-"""Exit codes of the jobs of this process that failed and have told why."""
-
-
-def reported(action: Callable[[DictConfig], float], config: DictConfig) -> float:
-    """Run a job; a user's mistake ends in one line and exit code 2, an interruption in 130 or 143.
-
-    In a multirun a failure ends its own job only, whose value is NaN.
-    """
-    try:
-        return action(config)
-    except Interrupted as interruption:
-        sys.exit(128 + int(interruption.args[0]))
-    except Exception as error:
-        if WANTS_TRACEBACK:
-            raise
-        FAILED.append(_told(error))
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return math.nan
-    sys.exit(FAILED.pop())
-
-
-def run_entry(entry: Callable[[], Any]) -> None:
-    """Run a Hydra entry; what Hydra refuses to compose is told in one line too."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    FAILED.clear()
-    try:
-        entry()
-    except Exception as error:
-        if WANTS_TRACEBACK:
-            raise
-        sys.exit(_told(error, composing=True))
-    if FAILED:
-        sys.exit(max(FAILED))
-
-
-def _told(error: Exception, composing: bool = False) -> int:
-    """Tell a user's mistake in one line, anything else with its traceback; the exit code."""
-    if isinstance(error, UserError):
-        message = " ".join(str(error).split())
-    elif composing or isinstance(error, HydraException | OmegaConfBaseException):
-        from tpg.composition import composition_error
-
-        message = composition_error(error, [word for word in sys.argv[1:] if not word.startswith("-")], CONF)
-    else:
-        traceback.print_exception(error)
-        return 1
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 def main() -> None:

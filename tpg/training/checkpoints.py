@@ -28,10 +28,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class StopRequest:
-    """Remembers that SIGTERM or SIGINT asked the run to stop; a second signal ends it at once."""
+    """Remembers that SIGTERM or SIGINT asked the run to stop; a second signal ends it at once.
 
-    def __init__(self) -> None:
+    A sweep asks its runs, wherever they are, by a file that holds the signal's number.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
         self.signal: int | None = None
+        self.file = file
 
     def install(self) -> None:
         """Listen for both signals."""
@@ -40,6 +44,8 @@ class StopRequest:
 
     def check(self) -> None:
         """Raise `Interrupted` if the run was asked to stop."""
+        if self.signal is None and self.file is not None and self.file.exists():
+            self.signal = int(self.file.read_text())
         if self.signal is not None:
             raise Interrupted(self.signal)
 

@@ -1,0 +1,230 @@
+"""What the entries share: a job's config and folder, how it ends, and what is said of mistakes."""
+
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tpg.errors import Interrupted, UserError
+from tpg.job_records import Job, Launch
+
+CONF = Path(__file__).parent / "conf"
+CONF = CONF if CONF.is_dir() else Path(__file__).parent.parent / "conf"
+
+WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
+BOOKKEEPING = ("run_dir", "resume", "run_id", "choices")
+"""Keys of a run's config that say which run it is rather than what it does."""
+
+LAUNCHED: list[Launch] = []
+"""The sweep that this process leads, if it leads one; its jobs may run in other processes."""
+
+
+def own_config(config: DictConfig, hydra: Any = None) -> dict[str, Any]:
+    """The resolved config, with the options that were chosen and the run's id; a sweep's jobs with group and tags."""
+    from tpg.composition import resolved, with_shadow_options
+
+    hydra = hydra or HydraConfig.get()
+    plain = with_shadow_options(resolved(config))
+    if hydra.mode == RunMode.MULTIRUN:
+        job = job_of_sweep(config, hydra)
+        for logger in plain.get("logger", {}).values():
+            if isinstance(logger, dict) and {"group", "tags"} <= set(logger):
+                logger["group"] = logger["group"] or job.launch.folder.name
+                logger["tags"] = [*logger["tags"], *(override[:64] for override in job.swept)]
+    choices = {str(k): v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    # An agent of a W&B sweep has named the run; to be continued it must be known by that name.
+    named = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ and hydra.mode == RunMode.RUN else None
+    return {**plain, "choices": choices, "run_id": named or os.urandom(4).hex()}
+
+
+def new_folder(config: DictConfig, method: str) -> Path:
+    """Where the run will live; in a multirun a folder for each job, named by its overrides."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        return job_of_sweep(config, hydra_config).folder
+    if config.run_dir is not None:
+        return Path(config.run_dir).absolute()
+    parent = Path("outputs") / method
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    taken = sum(1 for _ in parent.glob(f"{name}*"))
+    return (parent / (f"{name}-{taken}" if taken else name)).absolute()
+
+
+def job_of_sweep(config: DictConfig, hydra: Any = None) -> Job:
+    """The job of a multirun that this config is of."""
+    hydra = hydra or HydraConfig.get()
+    folder = Path(config.resume) if config.get("resume") else None
+    launch = LAUNCHED[0] if LAUNCHED else Launch.opened(Path(hydra.sweep.dir))
+    return Job(launch, int(hydra.job.num), list(hydra.overrides.task), folder, f"seed_{config.seed}")
+
+
+def refuse_other_config(job: Job, composed: dict[str, Any]) -> None:
+    """Raise `UserError` that names the keys if the job's folder holds a run of another config."""
+    if not job.folder.is_dir() or not job.config.is_file():
+        return
+    stored: Any = OmegaConf.to_container(OmegaConf.load(job.config))
+    now: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(composed))))
+    was, is_now = _leaves(_doing(stored)), _leaves(_doing(now))
+    differing = [key for key in {**was, **is_now} if was.get(key, "absent") != is_now.get(key, "absent")]
+    if differing:
+        first = differing[0]
+        others = f"; also other: {', '.join(differing[1:6])}" if len(differing) > 1 else ""
+        raise UserError(
+            f"{first}={is_now.get(first, 'absent')}: {job.folder} holds a run with {first}={was.get(first, 'absent')}"
+            f"{others}; give the sweep another run_dir, or that run's config"
+        )
+
+
+def _doing(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config says of what the run does: without its name and how it is grouped."""
+    loggers = {
+        name: {key: value for key, value in logger.items() if key not in ("group", "tags")}
+        for name, logger in config.get("logger", {}).items()
+    }
+    return {**{key: value for key, value in config.items() if key not in BOOKKEEPING}, "logger": loggers}
+
+
+def _leaves(node: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict) or not node:
+        return {key: node}
+    return {k: v for name, child in node.items() for k, v in _leaves(child, f"{key}.{name}" if key else name).items()}
+
+
+def reported(action: Callable[[DictConfig], float], config: DictConfig) -> float:
+    """Run a job; a user's mistake ends in one line and exit code 2, an interruption in 130 or 143.
+
+    In a multirun a failure ends its own job only, whose value is NaN.
+    """
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        return _reported_in_sweep(action, config, job_of_sweep(config, hydra_config))
+    try:
+        return action(config)
+    except Interrupted as interruption:
+        sys.exit(128 + int(interruption.args[0]))
+    except Exception as error:
+        if WANTS_TRACEBACK:
+            raise
+        sys.exit(_told(error))
+
+
+def _reported_in_sweep(action: Callable[[DictConfig], float], config: DictConfig, job: Job) -> float:
+    launch, earlier, began = job.launch, job.earlier, time.monotonic()
+    if earlier is not None and earlier.launch == launch.id and earlier.state == "refused":
+        return math.nan
+    if launch.stop.exists():
+        job.note("not begun")
+        return math.nan
+    if not LAUNCHED and multiprocessing.get_start_method() == "loky":
+        # A process of joblib's hands this method down to those it starts, which do not know it.
+        multiprocessing.set_start_method("spawn", force=True)
+    listening = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with job.alone():
+            if launch.continues and not config.get("resume"):
+                composed = own_config(config)
+                refuse_other_config(job, composed)
+                if earlier is not None and earlier.complete and job.folder.is_dir() and job.config.is_file():
+                    job.note("skipped")
+                    print(f"job {job.number} ({' '.join(job.swept)}): finished before, skipped", flush=True)
+                    return math.nan if earlier.value is None else earlier.value
+                job.keep_config(OmegaConf.to_yaml(OmegaConf.create(composed)))
+            job.note("running")
+            print(f"\njob {job.number} ({' '.join(job.swept)})", flush=True)
+            value = action(config)
+            job.note("finished", value=value, seconds=time.monotonic() - began)
+            if LAUNCHED and signal.getsignal(signal.SIGINT) == signal.SIG_DFL and not launch.stop.exists():
+                launch.request_stop(signal.SIGINT)  # it came too late for this run, which no longer listens
+            _listen(listening)
+            return value
+    except Interrupted as interruption:
+        job.note("interrupted", code=128 + int(interruption.args[0]), seconds=time.monotonic() - began)
+        if LAUNCHED and not launch.stop.exists():
+            launch.request_stop(int(interruption.args[0]))
+    except Exception as error:
+        _failed(job, error, time.monotonic() - began)
+        _listen(listening)
+    return math.nan
+
+
+def _listen(handlers: dict[signal.Signals, Any]) -> None:
+    """Let the sweep hear again what its job listened to."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _failed(job: Job, error: Exception, seconds: float) -> None:
+    """Keep why a job failed; told at once in the sweep's own process, by it in the end else."""
+    message = mistake(error)
+    code = 1 if message is None else 2
+    if message is None:
+        text = "".join(traceback.format_exception(error))
+        kept = job.keep_traceback(text)
+        message = f"{_squeezed(error)} (traceback: {kept})"
+        if job.launch.wants_traceback:
+            print(text, file=sys.stderr)
+    record = job.note("failed", error=message, code=code, seconds=seconds, told=bool(LAUNCHED))
+    if LAUNCHED:
+        print(f"error: {record.label}: {message}", file=sys.stderr)
+
+
+def run_entry(entry: Callable[[], Any]) -> None:
+    """Run a Hydra entry; what Hydra refuses to compose is told in one line too. Of a multirun, tell how it ended."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    LAUNCHED.clear()
+    code = 0
+    try:
+        entry()
+    except Exception as error:
+        if WANTS_TRACEBACK:
+            raise
+        if LAUNCHED and LAUNCHED[0].records():
+            print(f"error: the launcher gave up: {_squeezed(error)}", file=sys.stderr)
+            code = 1
+        else:
+            code = _told(error, composing=True)
+    finally:
+        if LAUNCHED:
+            from tpg.multirun import concluded
+
+            code = concluded(LAUNCHED.pop(), code)
+    if code:
+        sys.exit(code)
+
+
+def _told(error: Exception, composing: bool = False) -> int:
+    """Tell a user's mistake in one line, anything else with its traceback; the exit code."""
+    message = mistake(error, composing)
+    if message is None:
+        traceback.print_exception(error)
+        return 1
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def mistake(error: Exception, composing: bool = False) -> str | None:
+    """A user's mistake in one line; None if it is not the user's."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if composing or isinstance(error, HydraException | OmegaConfBaseException):
+        from tpg.composition import composition_error
+
+        return composition_error(error, [word for word in sys.argv[1:] if not word.startswith("-")], CONF)
+    return None
+
+
+def _squeezed(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
