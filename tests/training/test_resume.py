@@ -59,6 +59,8 @@ def runs(tmp_path_factory):
 def assert_same(folder, other):
     assert reproducible(folder) == reproducible(other)
     assert (folder / "completions.jsonl").read_bytes() == (other / "completions.jsonl").read_bytes()
+    for file in (folder / "tokens").iterdir():  # not every scenario has the same checkpoints, and thus records
+        assert file.read_bytes() == (other / "tokens" / file.name).read_bytes()
     weights = "policy/model.safetensors"
     assert (folder / weights).read_bytes() == (other / weights).read_bytes()
     last, expected = (json.loads((place / "summary.json").read_text()) for place in (folder, other))
@@ -83,6 +85,9 @@ def test_killed_after_a_checkpoint(runs):
     assert left["rows"] >= 3
     assert left["checkpoints"][0] >= "iteration-000002.ckpt"
     assert_same(folder, runs["whole"].result())
+    assert sorted(file.name for file in (folder / "tokens").iterdir()) == [
+        f"iteration-{iteration:06d}.jsonl" for iteration in (1, 2, 4, 6)
+    ]
 
 
 def test_killed_before_any_checkpoint(runs):

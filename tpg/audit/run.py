@@ -14,6 +14,7 @@ from tpg.audit.report import policy_table, print_causes, table, write
 from tpg.audit.rows import Names, audit, setting_of, settings_of
 from tpg.estimators.base import Estimator
 from tpg.training.experiment import Experiment
+from tpg.training.loggers import Start, WandB
 from tpg.training.run import prepare, quiet_libraries
 
 
@@ -116,8 +117,8 @@ def _leave(
     quiet_libraries()
     write(folder, rows, title)
     for logger in experiment.logger.values():
-        built = logger.build(folder, dict(config), str(config["run_id"]))
-        if hasattr(built, "log_table"):
+        if isinstance(logger, WandB):
+            built = logger.build(Start(folder=folder, run_id=str(config["run_id"]), config=config, iteration=0))
             columns = [key for key in rows[0] if key != "causes"]
             built.log_table("audit", columns=columns, data=[[row[key] for key in columns] for row in rows])
             built.log_image("audit/picture", [str(folder / "audit.png")])

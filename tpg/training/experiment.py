@@ -99,6 +99,8 @@ class Experiment:
         self.policy.check()
         self.critic.check(self.policy)
         self.trainer.check()
+        for name, logger in self.logger.items():
+            logger.check(f"logger.{name}")
         return list(self._warnings())
 
     def check_method(self) -> None:

@@ -135,6 +135,8 @@ class Checkpointing:
     every: int = Field(default=10, ge=1)
     """Iterations between two checkpoints; the last iteration always leaves one."""
     keep_last: int = Field(default=1, ge=1)
+    recorded_responses: int = Field(default=64, ge=0)
+    """How many responses, by whole prompts, leave a record of their tokens then and at the first iteration; 0: none."""
 
 
 @component

@@ -56,9 +56,10 @@ class FolderRecorder(IterationCallback):
         records = completion_records(module.experience)
         self.folder.add_completions(records)
         for logger in module.loggers:
-            logger.log_metrics(dict(row))
+            logger.log_metrics(dict(row), step=iteration)
             if iteration % self.tables_every == 0 and hasattr(logger, "log_table"):
-                logger.log_table("completions", *_table(records))
+                columns, data = _table(records)
+                logger.log_table("completions", columns, data, step=iteration)
 
 
 def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:

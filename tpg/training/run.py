@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from tpg.training.prompts import PromptStream
 from tpg.training.recording import FolderRecorder, ProgressLine
 from tpg.training.run_folder import RunFolder, write_atomically
 from tpg.training.shadow import Shadows
+from tpg.training.token_record import TokenRecorder
+from tpg.training.tracking import Tracking
 from tpg.training.warm_start import warm_start
 
 
@@ -65,16 +68,22 @@ def prepare(experiment: Experiment) -> Prepared:
     return Prepared(policy, critic_source, *streams, tuple(notes))
 
 
-def run(experiment: Experiment, prepared: Prepared, folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
+def run(
+    experiment: Experiment,
+    prepared: Prepared,
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    stop_file: Path | None = None,
+) -> dict[str, Any]:
     """Train, from the newest checkpoint if there is one, and finish. Returns the summary.
 
-    Raises `Interrupted` when SIGTERM or SIGINT asked for a stop; a checkpoint stands then.
+    Raises `Interrupted` when SIGTERM, SIGINT or the stop file asked for a stop; a checkpoint stands then.
     """
     console = Console(soft_wrap=True)
     checkpoint = folder.newest_checkpoint()
     _announce(experiment, prepared, folder, checkpoint, console)
     policy = prepared.policy
-    stop = StopRequest()
+    stop = StopRequest(stop_file)
     stop.install()
     _warm_start(experiment, policy, folder, console, stop)
     with RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model:
@@ -99,23 +108,19 @@ def run(experiment: Experiment, prepared: Prepared, folder: RunFolder, config: M
             experiment.evaluation, policy, experiment.rollout, prepared.held_out, reward_model, stop.check
         )
         folder.cut_back(_iteration_of(checkpoint))
-        loggers = [
-            logger
-            for options in experiment.logger.values()
-            if (logger := options.build(folder.path, dict(config), str(config["run_id"]))) is not None
-        ]
-        callbacks = [
-            PeriodicEvaluation(evaluator),
-            *([Shadows(experiment.shadow_estimators)] if experiment.shadow_estimators else []),
-            FolderRecorder(folder, tables_every=experiment.checkpoint.every),
-            ProgressLine(experiment.iterations, console),
-            *experiment.callbacks.values(),
-            Checkpoints(folder, experiment.checkpoint, experiment.iterations, stop),
-        ]
-        trainer = experiment.trainer.build(
-            experiment.iterations, folder.path, callbacks, loggers, [AtomicCheckpointIO()]
-        )
-        try:
+        with Tracking(experiment.logger, folder, config, _iteration_of(checkpoint)) as tracking:
+            callbacks = [
+                PeriodicEvaluation(evaluator),
+                *([Shadows(experiment.shadow_estimators)] if experiment.shadow_estimators else []),
+                TokenRecorder(folder, experiment.checkpoint, experiment.iterations),
+                FolderRecorder(folder, tables_every=experiment.checkpoint.every),
+                ProgressLine(experiment.iterations, console),
+                *experiment.callbacks.values(),
+                Checkpoints(folder, experiment.checkpoint, experiment.iterations, stop),
+            ]
+            trainer = experiment.trainer.build(
+                experiment.iterations, folder.path, callbacks, tracking.loggers, [AtomicCheckpointIO()]
+            )
             if checkpoint is not None and _iteration_of(checkpoint) >= experiment.iterations:
                 module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
             else:
@@ -124,9 +129,9 @@ def run(experiment: Experiment, prepared: Prepared, folder: RunFolder, config: M
             if experiment.evaluation.every:
                 with trainer.precision_plugin.forward_context():
                     final = evaluator.evaluate()
-            return _finish(experiment, policy, folder, final, loggers, console)
-        finally:
-            _close()
+            summary = _finish(experiment, policy, folder, final, console)
+            tracking.finish(summary)
+            return summary
 
 
 def quiet_libraries() -> None:
@@ -200,7 +205,6 @@ def _finish(
     policy: Policy,
     folder: RunFolder,
     final: EvaluationResult | None,
-    loggers: list[Any],
     console: Console,
 ) -> dict[str, Any]:
     rows = folder.rows()
@@ -216,17 +220,36 @@ def _finish(
         "num_tokens": int(last["num_tokens"]),
         "seconds": sum(float(row["step_time"]) for row in rows),
         "unscored": int(sum(float(row["completions/unscored"]) for row in rows)),
+        **_of_gradients(rows, last),
+        **_verdict(folder),
         "last": last,
     }
     policy.save(folder.policy)
     title = f"{type(experiment.estimator).__name__} on {type(experiment.task).__name__}, seed {experiment.seed}"
     draw_learning_curve(folder.learning_curve, title, rows, evaluated)
     write_atomically(folder.summary, json.dumps(summary, indent=2) + "\n")
-    for logger in loggers:
-        if hasattr(logger.experiment, "summary"):
-            logger.experiment.summary.update({f"final/{k}": v for k, v in summary.items() if k != "last"})
     _print_summary(summary, rows, folder, console)
     return summary
+
+
+def _of_gradients(rows: list[dict[str, str]], last: dict[str, float]) -> dict[str, float]:
+    """The signal-to-noise ratio of the last gradient, and how shadow estimators compared on average, where they can."""
+    found = {name: value for name, value in last.items() if name.startswith("gradient/") and math.isfinite(value)}
+    for name in rows[-1]:
+        given = [float(row[name]) for row in rows if name.startswith("shadow/") and row[name]]
+        values = [value for value in given if math.isfinite(value)]
+        if values:
+            found[name] = sum(values) / len(values)
+    return found
+
+
+def _verdict(folder: RunFolder) -> dict[str, Any]:
+    """What an audit beside the run says of its method."""
+    audited = folder.path / "audit.json"
+    if not audited.exists():
+        return {}
+    row = json.loads(audited.read_text())[0]
+    return {f"audit/{key}": row[key] for key in ("verdict", "relative_bias", "cosine")}
 
 
 def _print_summary(summary: dict[str, Any], rows: list[dict[str, str]], folder: RunFolder, console: Console) -> None:
@@ -238,6 +261,8 @@ def _print_summary(summary: dict[str, Any], rows: list[dict[str, str]], folder: 
     )
     if first_evaluation is not None and "eval/reward" in summary:
         console.print(f"held out  {float(first_evaluation):.3f} -> {summary['eval/reward']:.3f}", highlight=False)
+    if "audit/verdict" in summary:
+        console.print(f"audit     {summary['audit/verdict']}", highlight=False)
     places = {
         "learning curve": folder.learning_curve,
         "policy": folder.policy,
@@ -254,10 +279,3 @@ def _print_summary(summary: dict[str, Any], rows: list[dict[str, str]], folder: 
 def _shown(path: Path) -> Path:
     """The path as one would type it here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _close() -> None:
-    import wandb
-
-    if wandb.run is not None:
-        wandb.finish()

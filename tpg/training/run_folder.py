@@ -11,13 +11,14 @@ from tpg.errors import UserError
 
 
 class RunFolder:
-    """A folder with config.yaml, metrics.csv, completions.jsonl, checkpoints/ and, at the end, the rest."""
+    """A folder with config.yaml, metrics.csv, completions.jsonl, tokens/, checkpoints/ and, at the end, the rest."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.csv"
         self.completions = path / "completions.jsonl"
+        self.tokens = path / "tokens"
         self.checkpoints = path / "checkpoints"
         self.policy = path / "policy"
         self.summary = path / "summary.json"
@@ -67,6 +68,9 @@ class RunFolder:
             lines = self.completions.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [line for line in lines if (_iteration_of(line) or iteration + 1) <= iteration]
             write_atomically(self.completions, "".join(line + "\n" for line in kept))
+        for file in self.tokens.glob("iteration-*"):
+            if file.suffix != ".jsonl" or int(file.stem.removeprefix("iteration-")) > iteration:
+                file.unlink()
 
     def add_row(self, row: Mapping[str, float]) -> None:
         """Append an iteration's metrics; a new column leaves earlier rows empty there."""
@@ -82,6 +86,11 @@ class RunFolder:
         """Append an iteration's completions, a JSON object a line."""
         with self.completions.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def write_tokens(self, iteration: int, lines: Sequence[str]) -> None:
+        """An iteration's record of tokens, a JSON object a line."""
+        self.tokens.mkdir(exist_ok=True)
+        write_atomically(self.tokens / f"iteration-{iteration:06d}.jsonl", "".join(line + "\n" for line in lines))
 
     def _rewrite_metrics(self, rows: list[dict[str, str]]) -> None:
         self._columns = self._columns or (list(rows[0]) if rows else ["iteration"])
