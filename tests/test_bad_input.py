@@ -7,6 +7,7 @@ import sys
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+import tpg.jobs
 import tpg.train
 from tpg.policies.base import PolicyOptions
 
@@ -27,7 +28,7 @@ MISTAKES = {
     ),
     "reward_model=exact_answr": f"reward_model=exact_answr: no such option; there are {REWARDS}",
     "reward_model=[exact_answr]": f"reward_model=exact_answr: no such option; there are {REWARDS}",
-    "logger=[wandb,cvs]": "logger=cvs: no such option; there are csv, tensorboard, wandb; did you mean csv?",
+    "logger=[wandb,cvs]": "logger=cvs: no such option; there are csv, mlflow, ...; did you mean csv?",
     "hydra/launcher=nope": "hydra/launcher=nope: no such option; there are basic...",
     "--config-name=trian": "--config-name=trian: no such option; there are ...; did you mean train?",
     "objective=ppo_clip objective.clip=0.3": (
@@ -156,8 +157,6 @@ MISTAKES = {
     "seed=1,2": "seed=1,2: Ambiguous value for argument 'seed=1,2' ... add --multirun to your command line",
     "+task=addition": "+task=addition: task appears more than once in the final defaults list",
 }
-MULTIRUN = "-m policy=tiny kl=k3_in_loss kl.form=k2,k1,k3"
-"""Three jobs, the second of which is a mistake."""
 
 
 @pytest.fixture
@@ -174,7 +173,7 @@ def train(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the entry; here so that it is undone
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(tpg.train, "WANTS_TRACEBACK", False)
+    monkeypatch.setattr(tpg.jobs, "WANTS_TRACEBACK", False)
     monkeypatch.setattr(PolicyOptions, "load", lambda *_: pytest.fail("a policy is loaded"))
 
     def call(arguments):
@@ -201,23 +200,6 @@ def test_a_mistake_is_told_in_one_line(overrides, train, earlier_run, tmp_path):
     assert matches("error: " + MISTAKES[overrides].replace("RUN", earlier_run), lines[0]), lines[0]
     assert code == 2
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_mistake_ends_its_own_job_of_a_multirun_only(train, monkeypatch, tmp_path):
-    loaded = []
-
-    def load(options, seed):
-        loaded.append(options)
-        raise tpg.train.UserError(f"policy: stop of load {len(loaded)}")
-
-    monkeypatch.setattr(PolicyOptions, "load", load)
-    code, lines = train(MULTIRUN.split())
-    assert len(lines) == 3, lines
-    assert lines[0] == "error: policy: stop of load 1"
-    assert matches("error: kl.form=k1: k1 in the loss has zero gradient ...", lines[1])
-    assert lines[2] == "error: policy: stop of load 2"
-    assert code == 2
-    assert not list(tmp_path.rglob("config.yaml"))  # Hydra writes the sweep's own multirun.yaml
 
 
 def test_a_multirun_with_an_unknown_option_runs_no_job(train):

@@ -42,6 +42,7 @@ def test_purposes_are_pinned():
         "MINIBATCHES": 5,
         "INITIALIZATION": 6,
         "WARM_START": 7,
+        "LOTS": 8,
     }
 
 

@@ -99,8 +99,8 @@ def test_a_multirun_makes_a_folder_a_job_and_outlives_a_bad_one(tmp_path):
         "algorithm=rloo,remax", "rollout.responses_per_prompt=1,2", "hydra.sweep.dir=sweep", flags=["-m"],
     )  # fmt: skip
     assert (tmp_path / "sweep").is_dir(), done.stderr
-    folders = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert [name.split("-")[0] for name in folders] == ["1", "2", "3"]
+    folders = sorted(path.name for path in (tmp_path / "sweep").glob("algorithm_*"))
+    assert len(folders) == 3
     assert done.stderr.count("error: rollout.responses_per_prompt=1") == 1
     assert done.returncode == 2
     assert all(len(rows(tmp_path / "sweep" / name)) == 2 for name in folders)

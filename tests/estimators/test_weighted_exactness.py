@@ -132,7 +132,7 @@ def test_the_push_by_entropy_is_no_gradient():
 def test_less_all_that_is_blamed_an_estimator_is_exact(estimator, blamed, left):
     names = []
     while estimator.without():
-        ((name, estimator),) = estimator.without().items()
+        name, estimator = next(iter(estimator.without().items()))
         names.append(name)
     assert (names, estimator) == (blamed, left)
     assert relative_error(expected_gradient(estimator, 2), true_gradient()) < 1e-10
