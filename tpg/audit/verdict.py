@@ -115,8 +115,13 @@ def _words(
     sampled = f" (sampled, +-{margin:.3f})" if margin else ""
     if any(unbiased):
         share = f"{unbiased.count(False)} of {len(unbiased)} worlds"
-        return f"biased in {share}: cos down to {min(cosine):.3f}{sampled}"
-    return f"biased: cos {statistics.median(cosine):.3f}{sampled}"
+        return f"biased in {share}: cos down to {_cosine(min(cosine))}{sampled}"
+    return f"biased: cos {_cosine(statistics.median(cosine))}{sampled}"
+
+
+def _cosine(value: float) -> str:
+    """Three digits, or as many as tell it from 1."""
+    return f"{value:.3f}" if value < 0.9995 else f"1 - {1 - value:.0e}"
 
 
 def _listed(names: Sequence[str]) -> str:
