@@ -223,6 +223,13 @@ def test_a_mistake_in_every_job_is_told_once_and_nothing_is_made(sweep, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sweep_of_nothing_is_a_mistake(sweep, tmp_path):
+    done = sweep("experiment=glob(nothing*)", "run_dir=s")
+    assert (done.code, done.ran) == (2, [])
+    assert done.err == ["error: the sweep has no job: a glob(...) among its values matches no option"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_value_that_does_not_compose_refuses_the_sweep(sweep):
     done = sweep("algorithm=rloo,grop", "run_dir=s")
     assert (done.code, done.ran) == (2, [])

@@ -61,6 +61,10 @@ class Multirun(Callback):
         if composed is None:
             launch.begin()
             return  # Hydra will compose it again, and refuse the sweep
+        if not composed and _is_grid(config):
+            print("error: the sweep has no job: a glob(...) among its values matches no option", file=sys.stderr)
+            jobs.LAUNCHED.clear()
+            sys.exit(2)
         names = {jobs.job_of_sweep(job, job.hydra).name for job in composed}
         jobs.LAUNCHED[:] = [launch] = [replace(launch, jobs=len(names) or None)]
         refused = _refused(composed) if self.continued else {}
@@ -89,12 +93,17 @@ def _stop(number: int, frame: FrameType | None) -> None:
         signal.signal(other, signal.SIG_DFL)
 
 
+def _is_grid(config: DictConfig) -> bool:
+    """Whether the jobs are all combinations of the values given, which Hydra's own sweeper makes."""
+    return str(config.hydra.sweeper._target_).endswith("BasicSweeper")
+
+
 def _composed(config: DictConfig) -> list[DictConfig] | None:
     """The config of every job of a plain grid; none of another sweeper's. None if one does not compose."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
-        return []  # it decides as it goes
+    if not _is_grid(config):
+        return []  # its sweeper decides as it goes
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]

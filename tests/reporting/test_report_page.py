@@ -8,6 +8,7 @@ import pytest
 from made_runs import completion, config, grpo, make_run, rows
 from token_lines import line, write
 
+from tpg.reporting import pictures
 from tpg.reporting.analysis import analyse
 from tpg.reporting.options import ReportOptions
 from tpg.reporting.page import NOTHING, amount, headline, html, markdown, number, write_report
@@ -161,6 +162,16 @@ def test_a_single_run_without_evaluation_makes_a_page_too(tmp_path):
     assert len([each for each in page.all("svg") if each.get("role") == "img"]) == 2
     assert "No completions were found" in page.text
     assert "settings" not in {each.get("id") for each in page.all("section")}
+
+
+@pytest.mark.parametrize("shown", [1, 2, 3, 4])
+def test_any_number_of_pictures_makes_one(tmp_path, monkeypatch, shown):
+    make_run(tmp_path / "a", config(), rows([0.5, 0.4]))
+    asked = ReportOptions(runs=str(tmp_path))
+    report = analyse(find_runs(asked.places), asked)
+    monkeypatch.setattr(pictures, "panels", lambda report: pictures.PANELS[:shown])
+    pictures.draw_curves(tmp_path / "curves.png", report)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 def test_no_method_is_said_to_be_ahead_of_its_equal(tmp_path):

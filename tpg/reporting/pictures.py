@@ -1,6 +1,7 @@
 """The pictures of a report: SVG for the page, where text and lines follow light and dark, and PNG to take along."""
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -53,12 +54,13 @@ def curve_svg(report: Report, panel: tuple[Measure, Axis]) -> str:
 def draw_curves(path: Path, report: Report) -> None:
     """All pictures of curves with one legend, as PNG."""
     shown = panels(report)
+    lines = math.ceil(len(shown) / 2)
     with _style() as plt:
-        figure, grid = plt.subplots(
-            len(shown) // 2, 2, figsize=(10, 3.6 * (len(shown) // 2)), dpi=150, squeeze=False, layout="constrained"
-        )
-        for axes, panel in zip(grid.flat, shown, strict=True):
+        figure, grid = plt.subplots(lines, 2, figsize=(10, 3.6 * lines), dpi=150, squeeze=False, layout="constrained")
+        for axes, panel in zip(grid.flat, shown, strict=False):
             _draw_curves(axes, report.methods, panel)
+        for spare in grid.flat[len(shown) :]:
+            spare.set_axis_off()
         _legend(figure, report.methods)
         _save(plt, figure, path)
 

@@ -112,10 +112,10 @@ def run(
             callbacks = [
                 PeriodicEvaluation(evaluator),
                 *([Shadows(experiment.shadow_estimators)] if experiment.shadow_estimators else []),
+                *experiment.callbacks.values(),
                 TokenRecorder(folder, experiment.checkpoint, experiment.iterations),
                 FolderRecorder(folder, tables_every=experiment.checkpoint.every),
                 ProgressLine(experiment.iterations, console),
-                *experiment.callbacks.values(),
                 Checkpoints(folder, experiment.checkpoint, experiment.iterations, stop),
             ]
             trainer = experiment.trainer.build(
