@@ -385,6 +385,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_sweep_killed_half_way_and_continued_is_the_sweep_that_was_not(whole):
     folder = whole.with_name("killed")
     process = start(folder, *FOUR)
@@ -412,6 +413,7 @@ class Crash(Callback):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_launchers_of_other_processes_tell_a_crash_and_finish_the_rest(launcher, whole):
     folder = whole.with_name(launcher)

@@ -138,6 +138,7 @@ def test_a_trial_that_is_worse_than_the_others_is_stopped(run, tmp_path):
     assert "pruned after iteration 2 (eval/reward 0." in out
 
 
+@pytest.mark.long
 def test_a_killed_search_is_continued_from_its_trials_checkpoint(run, tmp_path):
     definition(SEEDS)
     command = ["sweep=mine.yaml", *TINY, "sweep/sampler=grid", "iterations=20", "checkpoint.every=1"]
