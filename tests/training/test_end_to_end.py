@@ -146,3 +146,14 @@ def test_an_offline_wandb_run_holds_every_row(tmp_path, monkeypatch):
         *("iteration", "prompt", "response", "reward", "rewards/sorted_digits", "rewards/length", "weight"),
     ]
     assert len(table["data"]) == 16
+
+
+def test_weights_in_half_precision_leave_rewards_whole(tmp_path):
+    folder, policy, _ = trained(tmp_path / "run", "trainer.precision=bf16-true", "algorithm=ppo", "optimizer.lr=0.1")
+    assert policy.model.dtype == torch.bfloat16
+    completions = [json.loads(line) for line in folder.completions.open()]
+    terms = torch.tensor([list(each["rewards"].values()) for each in completions], dtype=torch.float64)
+    assert (terms.bfloat16().double() - terms).abs().max() > 1e-4
+    for row in folder.rows():
+        rewards = [each["reward"] for each in completions if each["iteration"] == int(row["iteration"])]
+        assert float(row["reward"]) == pytest.approx(sum(rewards) / 16, abs=1e-6)

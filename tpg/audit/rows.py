@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -136,14 +136,13 @@ def _row(
 ) -> Row:
     seeds = [options.seed + world for world in range(options.worlds)]
 
-    def counted(tried: Setting, seeds: Sequence[int]) -> list[Moments]:
-        found = []
-        for seed in seeds:
-            found.append(tried.moments(seed, options.limit, options.samples))
-            on_world()
-        return found
+    def counted(tried: Setting, seed: int) -> Moments:
+        return tried.moments(seed, options.limit, options.samples)
 
-    found = counted(setting, seeds)
+    found = []
+    for seed in seeds:
+        found.append(counted(setting, seed))
+        on_world()
     whole = judged(found)
     if whole.exact:
         return Row(name, names, setting.group, varied, whole, ())
@@ -152,6 +151,7 @@ def _row(
     if first.exact:
         worst = sorted(range(len(seeds)), key=lambda i: judged([found[i]]).relative_bias)[-TRIED:]
         seeds, first = [seeds[i] for i in worst], judged([found[i] for i in worst])
-    blamed = tuple(causes(setting, first, lambda tried: judged(counted(tried, seeds[:TRIED]))))
+    few = seeds[:TRIED]
+    blamed = tuple(causes(setting, first, lambda tried: judged([counted(tried, seed) for seed in few])))
     verdict = whole.because([cause.name for cause in blamed], explained=bool(blamed) and blamed[-1].exact)
     return Row(name, names, setting.group, varied, verdict, blamed)

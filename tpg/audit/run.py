@@ -36,7 +36,7 @@ def on_worlds(
     if not isinstance(options.estimators, dict):
         estimators = {name: _in_miniature(name, each, options.horizon, console) for name, each in estimators.items()}
     with _progress(console) as progress:
-        tasks = {name: progress.add_task(name, total=options.worlds) for name in estimators}
+        tasks = {name: progress.add_task(name, total=options.worlds * len(settings_of(options))) for name in estimators}
         rows = audit(
             dict(estimators),
             experiment.method,

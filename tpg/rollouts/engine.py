@@ -105,7 +105,7 @@ def assembled(
     response_ids_BT = torch.full((B, width), policy.pad_id)
     response_mask_BT = torch.zeros(B, width, dtype=torch.bool)
     action_mask_BT = torch.zeros(B, width, dtype=torch.bool)
-    logprobs_BT = torch.zeros(B, width)
+    logprobs_BT = torch.zeros(B, width, dtype=torch.float32)  # whatever precision the policy is held in
     for i, (row, ids, logprobs) in enumerate(zip(rows, new_ids, new_logprobs, strict=True)):
         start, end = given[i], given[i] + len(ids)
         prompt_ids_BP[i, prompts - len(row.prefix.prompt_ids) :] = torch.tensor(row.prefix.prompt_ids)

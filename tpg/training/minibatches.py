@@ -14,13 +14,15 @@ from tpg.training.options import Update
 from tpg.trajectories import Trajectories
 
 
-@dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """A part of a minibatch; no trajectories where the minibatch needs fewer parts than others."""
+    """A part of a minibatch of this size; no trajectories where the minibatch needs fewer parts than others.
 
-    trajectories: Trajectories | None
-    size: MinibatchSize
-    """Of the whole minibatch."""
+    No dataclass: Lightning would take one apart to convert its tensors to the precision of the weights.
+    """
+
+    def __init__(self, trajectories: Trajectories | None, size: MinibatchSize) -> None:
+        self.trajectories = trajectories
+        self.size = size
 
 
 @dataclass(frozen=True, eq=False)

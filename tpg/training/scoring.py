@@ -37,9 +37,9 @@ def score(trajectories: Trajectories, examples: Sequence[Example], policy: Polic
     )
     rewards = reward_model.score(samples)
     scored = trajectories.replace(
-        rewards_B=torch.tensor(rewards.total).nan_to_num(),
+        rewards_B=torch.tensor(rewards.total, dtype=torch.float32).nan_to_num(),
         scored_B=torch.tensor(rewards.scored),
-        reward_terms_B={name: torch.tensor(values) for name, values in rewards.terms.items()},
+        reward_terms_B={name: torch.tensor(values, dtype=torch.float32) for name, values in rewards.terms.items()},
     )
     return Scored(scored, samples, rewards.failures, rewards.first_failure)
 
