@@ -153,6 +153,8 @@ class TrajectoryPolicyGradient(LightningModule):
         self.metrics["perf/throughput"] = self.experience.generated_tokens / total
         for callback in self._iteration_callbacks():
             callback.on_iteration_end(self, self.iteration)
+        for callback in self._iteration_callbacks():
+            callback.on_iteration_recorded(self, self.iteration)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is carried from one iteration to the next beside the weights."""
@@ -181,4 +183,7 @@ class IterationCallback(Callback):
         """Before the iteration's rollout; the policy has been trained for `iteration - 1` iterations."""
 
     def on_iteration_end(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
-        """After its last update, when the row is complete; in the order in which the callbacks were given."""
+        """After its last update; in the order in which the callbacks were given, the user's before the recorders."""
+
+    def on_iteration_recorded(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
+        """After its row is written; may raise to end the run."""

@@ -39,7 +39,7 @@ class Pruning(IterationCallback):
             if row.get(self.metric):
                 self.report(int(row["iteration"]), float(row[self.metric]))
 
-    def on_iteration_end(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
+    def on_iteration_recorded(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
         """Report, and raise `Pruned` if the run should stop."""
         value = module.metrics.get(self.metric)
         if value is None or not math.isfinite(value):
