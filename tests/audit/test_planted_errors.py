@@ -16,9 +16,7 @@ from tpg.estimators.prefix_values import PrefixValueEstimator
 from tpg.estimators.reinforce import Reinforce
 from tpg.estimators.rloo import RLOO
 from tpg.estimators.segment import Segment
-from tpg.mismatch import Mismatch
 from tpg.numerics import group_sum
-from tpg.objectives.base import Objective, TokenLosses, weights
 from tpg.rollouts.sampling import Sampling
 from tpg.training.options import Audit
 
@@ -254,74 +252,12 @@ def test_values_that_the_weights_are_not_linear_in_are_drawn():
     assert issubclass(OnlyGains, PrefixValueEstimator)
 
 
-# Other parts than the estimator.
-
-
-@component
-class NoGradient(Objective):
-    off_policy = True
-
-    def __call__(self, logprobs_BT, trajectories):
-        ratio_BT = (logprobs_BT - trajectories.old_logprobs_BT).exp().detach()
-        return TokenLosses(-ratio_BT * weights(trajectories) + 0.0 * logprobs_BT)
-
-
-@component
-class Uphill(Objective):
-    off_policy = False
-
-    def __call__(self, logprobs_BT, trajectories):
-        return TokenLosses(weights(trajectories) * logprobs_BT)
-
-
-@component
-class OneTokenMore(Aggregation):
-    def divisors(self, mask_BT, size):
-        return max(1, size.responses) * (mask_BT.sum(-1, keepdim=True) + 1)
-
-
-@component
-class HalfTheResponses(Mismatch):
-    corrects = True
-
-    def factors(self, trajectories):
-        return (trajectories.rewards_B > 0).double()[:, None].expand_as(trajectories.action_mask_BT)
-
-
-def test_a_loss_without_a_gradient():
-    tried = setting(RLOO(), 2, worlds=ENDING, objective=NoGradient())
-    whole = judge(tried)
-    assert (whole.scale, whole.trace_covariance, whole.exact) == (0.0, 0.0, False)
-    assert whole.verdict == "no gradient at all"
-    assert blamed(tried) == ["something in NoGradient"]
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [{"objective": Uphill()}, {"aggregation": OneTokenMore()}, {"mismatch": HalfTheResponses()}],
-    ids=["objective", "aggregation", "mismatch"],
-)
-def test_a_mistake_in_another_part_is_found_there(parts):
-    tried = setting(RLOO(), 2, worlds=ENDING, **parts)
-    whole = judge(tried)
-    assert whole.verdict.startswith("biased")
-    assert (whole.cosine == pytest.approx(-1.0)) is ("objective" in parts)
-    found = causes(tried, whole, judge)
-    assert found[-1].exact
-    (part,) = parts.values()
-    wanted = f"something in {type(part).__name__}"
-    assert [cause.name for cause in found] == [wanted]
-
-
 def test_a_sign_is_not_mistaken_where_batches_are_drawn():
     tried = setting(WrongSign(), 2, worlds=ENDING)
     sampled = judge(tried, limit=1, samples=3000)
     assert not sampled.enumerated
     assert not sampled.exact_direction
     assert sampled.verdict.startswith("biased: cos -")
-    nothing = judge(setting(RLOO(), 2, worlds=ENDING, objective=NoGradient()), limit=1, samples=200)
-    assert not nothing.exact
-    assert not nothing.exact_direction
 
 
 # What is said in the end.
