@@ -12,8 +12,8 @@ def compare(arguments: list[str]) -> None:
     """Read two folders and print. Raises `UserError` unless there are two runs."""
     from rich.console import Console
 
-    from tpg.reporting.comparison import print_comparison
-    from tpg.reporting.runs import open_run
+    from tpg.reporting.comparing.comparison import print_comparison
+    from tpg.reporting.comparing.runs import open_run
 
     if len(arguments) != 2:
         raise UserError(f"expected the folders of two runs, got {len(arguments)}; e.g. python -m tpg.compare a b")

@@ -13,8 +13,8 @@ from tpg.errors import UserError
 from tpg.jobs import CONF, reported, run_entry
 
 if TYPE_CHECKING:
-    from tpg.reporting.options import ReportOptions
-    from tpg.reporting.runs import Found
+    from tpg.reporting.comparing.options import ReportOptions
+    from tpg.reporting.comparing.runs import Found
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="report")
@@ -26,9 +26,9 @@ def job(config: DictConfig) -> float:
 def report(config: DictConfig) -> float:
     """What `job` does, mistakes raised."""
     from tpg.composition import built
-    from tpg.reporting.analysis import analyse
-    from tpg.reporting.options import ReportOptions
-    from tpg.reporting.page import headline, write_report
+    from tpg.reporting.comparing.analysis import analyse
+    from tpg.reporting.comparing.options import ReportOptions
+    from tpg.reporting.comparing.page import headline, write_report
 
     options = built(config, ReportOptions)
     if not options.places:
@@ -51,8 +51,8 @@ def report(config: DictConfig) -> float:
 
 
 def _found(options: "ReportOptions") -> "Found":
-    from tpg.reporting.runs import Found, find_runs
-    from tpg.reporting.wandb_runs import PREFIX, find_wandb_runs
+    from tpg.reporting.comparing.runs import Found, find_runs
+    from tpg.reporting.comparing.wandb_runs import PREFIX, find_wandb_runs
 
     local = [place for place in options.places if not place.startswith(PREFIX)]
     parts = [find_runs(local)] if local else []

@@ -14,8 +14,8 @@ from rich.console import Console
 from tpg.component import component
 from tpg.errors import UserError
 from tpg.jobs import CONF, reported, run_entry
-from tpg.reporting.tokens import FILTERS, Filter, Group, Measure, counted, read_groups, recorded, scale
-from tpg.reporting.tokens_view import group_view, legend
+from tpg.reporting.tokens.record import FILTERS, Filter, Group, Measure, counted, read_groups, recorded, scale
+from tpg.reporting.tokens.view import group_view, legend
 from tpg.training.run_folder import RunFolder
 
 

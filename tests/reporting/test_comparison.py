@@ -6,8 +6,8 @@ import pytest
 from made_runs import config, grpo, make_run, rows
 from rich.console import Console
 
-from tpg.reporting.comparison import AtTokens, at_equal_tokens, different_settings, outcomes, print_comparison
-from tpg.reporting.runs import open_run
+from tpg.reporting.comparing.comparison import AtTokens, at_equal_tokens, different_settings, outcomes, print_comparison
+from tpg.reporting.comparing.runs import open_run
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from made_runs import config, make_run, rows
 
 from tpg.errors import UserError
-from tpg.reporting.runs import find_runs, open_run
+from tpg.reporting.comparing.runs import find_runs, open_run
 
 
 def some_run(folder, seed=0, **options):

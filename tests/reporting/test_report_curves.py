@@ -5,8 +5,8 @@ import math
 import pytest
 from made_runs import config, rows
 
-from tpg.reporting.curves import Curve, curve, mean_curve
-from tpg.reporting.runs import Run
+from tpg.reporting.comparing.curves import Curve, curve, mean_curve
+from tpg.reporting.comparing.runs import Run
 
 
 def run(rewards, final=None, **columns):

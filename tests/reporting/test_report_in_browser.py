@@ -6,10 +6,10 @@ import pytest
 from made_runs import completion, config, grpo, make_run, rows
 from token_lines import write
 
-from tpg.reporting.analysis import analyse
-from tpg.reporting.options import ReportOptions
-from tpg.reporting.page import write_report
-from tpg.reporting.runs import find_runs
+from tpg.reporting.comparing.analysis import analyse
+from tpg.reporting.comparing.options import ReportOptions
+from tpg.reporting.comparing.page import write_report
+from tpg.reporting.comparing.runs import find_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")

@@ -8,11 +8,11 @@ import pytest
 from made_runs import completion, config, grpo, make_run, rows
 from token_lines import line, write
 
-from tpg.reporting import pictures
-from tpg.reporting.analysis import analyse
-from tpg.reporting.options import ReportOptions
-from tpg.reporting.page import NOTHING, amount, headline, html, markdown, number, write_report
-from tpg.reporting.runs import find_runs
+from tpg.reporting.comparing import pictures
+from tpg.reporting.comparing.analysis import analyse
+from tpg.reporting.comparing.options import ReportOptions
+from tpg.reporting.comparing.page import NOTHING, amount, headline, html, markdown, number, write_report
+from tpg.reporting.comparing.runs import find_runs
 
 EVIL = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>"
 

@@ -2,7 +2,7 @@
 
 from made_runs import config, grpo
 
-from tpg.reporting.settings import Setting, flattened, in_common, label, varying
+from tpg.reporting.comparing.settings import Setting, flattened, in_common, label, varying
 
 
 def test_a_config_is_flattened_to_text():

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tpg.reporting import statistics
-from tpg.reporting.statistics import BOOTSTRAP, Estimate
+from tpg.reporting.comparing import statistics
+from tpg.reporting.comparing.statistics import BOOTSTRAP, Estimate
 
 RESAMPLES = 4000
 

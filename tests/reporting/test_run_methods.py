@@ -7,12 +7,12 @@ from made_runs import completion, config, grpo, make_run, rows
 from token_lines import write
 
 from tpg.errors import UserError
-from tpg.reporting.analysis import analyse
-from tpg.reporting.concerns import concerns
-from tpg.reporting.examples import LONGEST, examples, shown, token_view
-from tpg.reporting.options import ReportOptions
-from tpg.reporting.runs import find_runs
-from tpg.reporting.statistics import BOOTSTRAP
+from tpg.reporting.comparing.analysis import analyse
+from tpg.reporting.comparing.concerns import concerns
+from tpg.reporting.comparing.examples import LONGEST, examples, shown, token_view
+from tpg.reporting.comparing.options import ReportOptions
+from tpg.reporting.comparing.runs import find_runs
+from tpg.reporting.comparing.statistics import BOOTSTRAP
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from token_lines import line, write
 
 import tpg.jobs
 import tpg.show
-from tpg.reporting.tokens import FILTERS
+from tpg.reporting.tokens.record import FILTERS
 
 
 @pytest.fixture

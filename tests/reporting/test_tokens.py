@@ -6,7 +6,7 @@ import pytest
 from token_lines import line, write
 
 from tpg.errors import UserError
-from tpg.reporting.tokens import FILTERS, caption, headline, read_groups, recorded, scale, signed, visible
+from tpg.reporting.tokens.record import FILTERS, caption, headline, read_groups, recorded, scale, signed, visible
 
 
 @pytest.fixture

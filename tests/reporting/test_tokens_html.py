@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import pytest
 from token_lines import line, write
 
-from tpg.reporting.tokens import read_groups
-from tpg.reporting.tokens_html import groups_html
+from tpg.reporting.tokens.html import groups_html
+from tpg.reporting.tokens.record import read_groups
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 from token_lines import write
 
-from tpg.reporting.tokens import read_groups
-from tpg.reporting.tokens_view import group_view, legend, level, level_style
+from tpg.reporting.tokens.record import read_groups
+from tpg.reporting.tokens.view import group_view, legend, level, level_style
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from tpg.reporting.tokens import Group, Response, caption, headline, scale, signed, visible
+from tpg.reporting.tokens.record import Group, Response, caption, headline, scale, signed, visible
 
 RED, GREEN = "220,38,38", "22,163,74"
 BOX = (

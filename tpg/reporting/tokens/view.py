@@ -9,7 +9,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from tpg.reporting.tokens import Group, Measure, Response, caption, headline, signed, visible
+from tpg.reporting.tokens.record import Group, Measure, Response, caption, headline, signed, visible
 
 LEVELS = 5
 NAMES: dict[Measure, str] = {"weight": "weight", "change": "log-prob change"}

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tpg.errors import UserError
-from tpg.reporting import methods as of_methods
-from tpg.reporting import statistics
-from tpg.reporting.concerns import Concern, concerns
-from tpg.reporting.curves import Axis, MeanCurve, Measure, curve, mean_curve
-from tpg.reporting.examples import Examples, TokenView, examples, token_view
-from tpg.reporting.methods import Cost, Efficiency, Method, Performance
-from tpg.reporting.options import ReportOptions
-from tpg.reporting.runs import Found, Run
-from tpg.reporting.settings import Setting, in_common
-from tpg.reporting.statistics import Estimate
+from tpg.reporting.comparing import methods as of_methods
+from tpg.reporting.comparing import statistics
+from tpg.reporting.comparing.concerns import Concern, concerns
+from tpg.reporting.comparing.curves import Axis, MeanCurve, Measure, curve, mean_curve
+from tpg.reporting.comparing.examples import Examples, TokenView, examples, token_view
+from tpg.reporting.comparing.methods import Cost, Efficiency, Method, Performance
+from tpg.reporting.comparing.options import ReportOptions
+from tpg.reporting.comparing.runs import Found, Run
+from tpg.reporting.comparing.settings import Setting, in_common
+from tpg.reporting.comparing.statistics import Estimate
 
 FEW_METHODS = 6
 """So many are compared pair by pair; of more, the best is compared with each."""

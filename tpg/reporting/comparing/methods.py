@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tpg.reporting import statistics
-from tpg.reporting.curves import Measure
-from tpg.reporting.runs import Run
-from tpg.reporting.settings import Setting, label, varying
-from tpg.reporting.statistics import Estimate
+from tpg.reporting.comparing import statistics
+from tpg.reporting.comparing.curves import Measure
+from tpg.reporting.comparing.runs import Run
+from tpg.reporting.comparing.settings import Setting, label, varying
+from tpg.reporting.comparing.statistics import Estimate
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tpg.errors import UserError
-from tpg.reporting.runs import OWN_KEYS, Found, Run
+from tpg.reporting.comparing.runs import OWN_KEYS, Found, Run
 
 PREFIX = "wandb:"
 

@@ -12,11 +12,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tpg.reporting.analysis import MethodReport, Report
-from tpg.reporting.examples import LATEST
-from tpg.reporting.pictures import ACROSS, NAMES, colour, curve_svg, draw_curves, draw_final, panels
-from tpg.reporting.statistics import BOOTSTRAP, Estimate
-from tpg.reporting.tokens_html import groups_html
+from tpg.reporting.comparing.analysis import MethodReport, Report
+from tpg.reporting.comparing.examples import LATEST
+from tpg.reporting.comparing.pictures import ACROSS, NAMES, colour, curve_svg, draw_curves, draw_final, panels
+from tpg.reporting.comparing.statistics import BOOTSTRAP, Estimate
+from tpg.reporting.tokens.html import groups_html
 
 NOTHING = "\N{EN DASH}"
 
@@ -42,7 +42,7 @@ def write_report(report: Report, folder: Path, title: str) -> list[Path]:
 def html(report: Report, title: str) -> str:
     """One page that needs nothing else."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: files("tpg.reporting").joinpath(name).read_text("utf-8")),
+        loader=jinja2.FunctionLoader(lambda name: files("tpg.reporting.comparing").joinpath(name).read_text("utf-8")),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

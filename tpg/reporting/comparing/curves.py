@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from tpg.reporting.runs import Run
+from tpg.reporting.comparing.runs import Run
 
 Axis = Literal["iteration", "tokens"]
 Measure = Literal["reward", "eval/reward"]

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tpg.reporting.runs import Run
-from tpg.reporting.statistics import finite_mean
+from tpg.reporting.comparing.runs import Run
+from tpg.reporting.comparing.statistics import finite_mean
 
 TRUNCATED, ALL_EQUAL, CLIPPED, AGREEMENT = 0.1, 0.5, 0.2, 0.5
 """Shares from which on a run is mentioned: of truncated responses, of groups without a signal, of clipped tokens;

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tpg.errors import UserError
-from tpg.reporting.runs import Run
-from tpg.reporting.tokens import Group, biggest_weights, read_groups, recorded, visible
+from tpg.reporting.comparing.runs import Run
+from tpg.reporting.tokens.record import Group, biggest_weights, read_groups, recorded, visible
 
 LATEST = 5
 """Iterations at the end of each run whose best and worst completions are shown."""

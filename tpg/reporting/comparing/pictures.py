@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tpg.reporting.analysis import PANELS, MethodReport, Report
-from tpg.reporting.curves import Axis, MeanCurve, Measure
+from tpg.reporting.comparing.analysis import PANELS, MethodReport, Report
+from tpg.reporting.comparing.curves import Axis, MeanCurve, Measure
 
 COLOURS = ["#3b82f6", "#d97706", "#16a34a", "#a855f7", "#db2777", "#0d9488", "#a16207", "#64748b"]
 """Each stands out from white and from black."""

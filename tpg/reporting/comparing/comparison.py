@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tpg.reporting.curves import Curve, Measure, curve
-from tpg.reporting.runs import Run
-from tpg.reporting.settings import choices_of, flattened
-from tpg.reporting.statistics import trailing_mean
+from tpg.reporting.comparing.curves import Curve, Measure, curve
+from tpg.reporting.comparing.runs import Run
+from tpg.reporting.comparing.settings import choices_of, flattened
+from tpg.reporting.comparing.statistics import trailing_mean
 
 IDENTITY = ("run_id", "run_dir", "resume", "choices")
 """Keys that differ between any two runs, or are shown by themselves."""
