@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 import tpg.jobs
 import tpg.train
@@ -168,25 +167,17 @@ def earlier_run(tmp_path_factory):
 
 
 @pytest.fixture
-def train(monkeypatch, tmp_path, capsys):
-    """`tpg.train` in this process, in an empty folder: exit code and lines on stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the entry; here so that it is undone
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(tpg.jobs, "WANTS_TRACEBACK", False)
+def train(entry, monkeypatch):
+    """`tpg.train` in this process: exit code and lines on stderr."""
     monkeypatch.setattr(PolicyOptions, "load", lambda *_: pytest.fail("a policy is loaded"))
 
     def call(arguments):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["tpg-train", *arguments])
-        with pytest.raises(SystemExit) as end:
-            tpg.train.main()
-        out, err = capsys.readouterr()
+        code, out, err = entry(tpg.train, *arguments)
+        assert code != 0
         assert out == ""
-        return end.value.code, err.splitlines()
+        return code, err
 
-    yield call
-    GlobalHydra.instance().clear()
+    return call
 
 
 def matches(expected, line):

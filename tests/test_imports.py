@@ -31,33 +31,22 @@ FLOORS = [
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PURE = {"trajectories", "numerics", "randomness", "estimators", "objectives", "aggregation", "kl", "mismatch", "method"}
+COMPOSING = {
+    "sweep",
+    "sweep_files",
+    "composition",
+    "job_records",
+    "jobs",
+    "multirun",
+    "train",
+    "evaluate",
+    "audit",
+    "report",
+    "show",
+}
 ONLY = {
-    "hydra": {
-        "sweep",
-        "sweep_files",
-        "composition",
-        "job_records",
-        "jobs",
-        "multirun",
-        "train",
-        "evaluate",
-        "audit",
-        "report",
-        "show",
-    },
-    "omegaconf": {
-        "sweep",
-        "sweep_files",
-        "composition",
-        "job_records",
-        "jobs",
-        "multirun",
-        "train",
-        "evaluate",
-        "audit",
-        "report",
-        "show",
-    },
+    "hydra": COMPOSING,
+    "omegaconf": COMPOSING,
     "lightning": {"training"},
     "wandb": {"training", "reporting"},
     "tensorboard": {"training"},

@@ -4,12 +4,11 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 import tpg.audit.__main__
-import tpg.jobs
 import tpg.train
 
 QUICK = ["logger=[]", "audit.worlds=3", "audit.horizon=2", "kl=none", "aggregation=sequence_sum"]
@@ -20,26 +19,9 @@ KEYS = {
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """In this process and an empty folder: exit code, what is printed, lines on stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the entry; here so that it is undone
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(tpg.jobs, "WANTS_TRACEBACK", False)
-
-    def call(*arguments):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["tpg-audit", *arguments])
-        code = 0
-        try:
-            tpg.audit.__main__.main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return code, out, err.splitlines()
-
-    yield call
-    GlobalHydra.instance().clear()
+def run(entry):
+    """The audit in this process."""
+    return partial(entry, tpg.audit.__main__)
 
 
 def test_a_process(tmp_path):

@@ -10,11 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import wandb
-from hydra.core.global_hydra import GlobalHydra
 from made_runs import config, grpo, make_run, rows
 
 import tpg.compare
-import tpg.jobs
 import tpg.report
 import tpg.train
 
@@ -27,29 +25,12 @@ TINY = [
 
 
 @pytest.fixture
-def call(monkeypatch, tmp_path, capsys):
-    """An entry in this process, in an empty folder: exit code, stdout, lines on stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the entry; here so that it is undone
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(tpg.jobs, "WANTS_TRACEBACK", False)
+def call(entry):
+    """An entry in this process, which may train and leaves signals and threads as they were."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-
-    def run(entry, *arguments):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [entry.__name__, *arguments])
-        code = 0
-        try:
-            entry.main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return code, out, err.splitlines()
-
-    yield run
-    GlobalHydra.instance().clear()
+    yield entry
     torch.set_num_threads(threads)
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -3,13 +3,12 @@
 import io
 import subprocess
 import sys
+from functools import partial
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 from token_lines import line, write
 
-import tpg.jobs
 import tpg.show
 from tpg.reporting.tokens.record import FILTERS
 
@@ -25,28 +24,11 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def show(monkeypatch, tmp_path, capsys):
-    """In this process: exit code, what is printed, lines on stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the entry; here so that it is undone
+def show(entry, monkeypatch):
+    """`tpg.show` in this process."""
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(tpg.jobs, "WANTS_TRACEBACK", False)
-
-    def call(*arguments):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["tpg-show", *arguments])
-        code = 0
-        try:
-            tpg.show.main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return code, out, err.splitlines()
-
-    yield call
-    GlobalHydra.instance().clear()
+    return partial(entry, tpg.show)
 
 
 def prompts(out):

@@ -1,38 +1,19 @@
 """A search in this process, of trials that train or that only say so."""
 
-import sys
+from functools import partial
 
 import pytest
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 
-import tpg.jobs
 import tpg.sweep
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """In this process and an empty folder: exit code, what is printed, lines on stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the entry; here so that it is undone
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(tpg.jobs, "WANTS_TRACEBACK", False)
+def run(entry, monkeypatch):
+    """The search in this process."""
     monkeypatch.setattr(ConfigStore.instance(), "repo", {**ConfigStore.instance().repo})
     ConfigStore.instance().repo.pop("sweep", None)
-
-    def call(*arguments):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["tpg-sweep", *arguments])
-        code = 0
-        try:
-            tpg.sweep.main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return code, out, err.splitlines()
-
-    yield call
-    GlobalHydra.instance().clear()
+    return partial(entry, tpg.sweep)
 
 
 @pytest.fixture
