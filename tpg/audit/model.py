@@ -25,14 +25,12 @@ from tpg.estimators.reinforce import Reinforce
 from tpg.estimators.rloo import RLOO
 from tpg.method import Method
 from tpg.objectives.policy_gradient import PolicyGradient
-from tpg.policies.base import Reference
 from tpg.policies.sketch import Projections, sketched
 from tpg.rewards.model import RewardModel
 from tpg.rollouts.engine import no_step
 from tpg.training.answers import Answering
-from tpg.training.experience import Collector
 from tpg.training.experiment import Experiment
-from tpg.training.run import Prepared
+from tpg.training.run import Prepared, collector_of
 from tpg.training.scoring import score
 from tpg.training.shadow import group_gradients
 from tpg.training.warm_start import warm_start
@@ -123,17 +121,7 @@ class Rollouts:
         if any(estimator.needs_critic for estimator in estimators.values()):
             critic = experiment.critic.build(prepared.critic_source)
             critic = critic if critic is None else critic.to(policy.device)
-        self.collector = Collector(
-            policy=policy,
-            engine=experiment.rollout,
-            stream=prepared.training,
-            reward_model=reward_model,
-            method=experiment.method,
-            update=experiment.update,
-            reference=Reference(policy) if experiment.kl.needs_reference else None,
-            on_step=no_step,
-            critic=critic,
-        )
+        self.collector = collector_of(experiment, prepared, reward_model, critic, no_step)
         self.methods = {name: self._method(estimator) for name, estimator in estimators.items()}
         self.unbiased = dataclasses.replace(
             self._method(RLOO() if experiment.rollout.responses_per_prompt > 1 else Reinforce()),

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_model, save_model
 
 from tpg.policies.base import Policy, Reference
+from tpg.policies.critic import Critic
 from tpg.randomness import Purpose, torch_seed
 from tpg.reporting.learning_curve import draw_learning_curve
 from tpg.rewards.model import RewardModel
@@ -87,17 +88,8 @@ def run(
     stop.install()
     _warm_start(experiment, policy, folder, console, stop)
     with RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model:
-        collector = Collector(
-            policy=policy,
-            engine=experiment.rollout,
-            stream=prepared.training,
-            reward_model=reward_model,
-            method=experiment.method,
-            update=experiment.update,
-            reference=Reference(policy) if experiment.kl.needs_reference else None,
-            on_step=stop.check,
-            critic=experiment.critic.build(prepared.critic_source) if experiment.estimator.needs_critic else None,
-        )
+        critic = experiment.critic.build(prepared.critic_source) if experiment.estimator.needs_critic else None
+        collector = collector_of(experiment, prepared, reward_model, critic, stop.check)
         responses = experiment.rollout.prompts * experiment.rollout.responses_per_prompt
         module = TrajectoryPolicyGradient(
             collector,
@@ -132,6 +124,27 @@ def run(
             summary = _finish(experiment, policy, folder, final, console)
             tracking.finish(summary)
             return summary
+
+
+def collector_of(
+    experiment: Experiment,
+    prepared: Prepared,
+    reward_model: RewardModel,
+    critic: Critic | None,
+    on_step: Callable[[], None],
+) -> Collector:
+    """What makes the experience of the experiment's iterations."""
+    return Collector(
+        policy=prepared.policy,
+        engine=experiment.rollout,
+        stream=prepared.training,
+        reward_model=reward_model,
+        method=experiment.method,
+        update=experiment.update,
+        reference=Reference(prepared.policy) if experiment.kl.needs_reference else None,
+        on_step=on_step,
+        critic=critic,
+    )
 
 
 def quiet_libraries() -> None:
