@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM
 
 from tpg.policies.base import LoRA, Policy, Reference
 from tpg.rollouts.sampling import Sampling
-from tpg.rollouts.transformers import TransformersEngine
+from tpg.rollouts.transformers import Transformers
 
 TRAJECTORIES = record([[40], [12, 13, 14]], [[30, 31, 32, 1], [60, 61]])
 PREFIXES = [prefix([40, 41, 42], 3, row=0), prefix([50], 3, row=1)]
@@ -42,8 +42,8 @@ def test_fresh_adapters_are_a_function_of_the_seed():
 
 def test_rollouts_use_the_adapted_weights():
     policy = adapted()
-    base = TransformersEngine().generate(tiny_policy(), PREFIXES, Sampling())
-    rollout = TransformersEngine().generate(policy, PREFIXES, Sampling())
+    base = Transformers().build(tiny_policy()).generate(PREFIXES, Sampling())
+    rollout = Transformers().build(policy).generate(PREFIXES, Sampling())
     assert rollout.response_ids_BT.tolist() != base.response_ids_BT.tolist()
     with torch.no_grad():
         trained = policy.statistics(rollout, 1.0).logprobs
@@ -98,7 +98,7 @@ def test_saving_merges_the_adapters(tmp_path):
 def test_a_rollout_leaves_no_trace_in_what_is_saved(tmp_path):
     policy = adapted()
     policy.model.generation_config.repetition_penalty = 1.25
-    TransformersEngine().generate(policy, PREFIXES, Sampling())
+    Transformers().build(policy).generate(PREFIXES, Sampling())
     policy.save(tmp_path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path).generation_config
     assert saved.repetition_penalty == 1.25

@@ -9,7 +9,7 @@ from tpg.policies.base import Policy
 from tpg.randomness import key, uniforms
 from tpg.rollouts.engine import Prefix
 from tpg.rollouts.sampling import GREEDY, Sampling, draw
-from tpg.rollouts.transformers import TransformersEngine
+from tpg.rollouts.transformers import Transformers
 from tpg.trajectories import FinishReason, Trajectories
 
 PAD, EOS = 0, 1
@@ -30,7 +30,7 @@ def policy() -> Policy:
 
 @pytest.fixture(scope="module")
 def rollout(policy) -> Trajectories:
-    return TransformersEngine().generate(policy, PREFIXES, Sampling(), version=7)
+    return Transformers().build(policy).generate(PREFIXES, Sampling(), version=7)
 
 
 def responses(trajectories: Trajectories) -> list[list[int]]:
@@ -61,7 +61,7 @@ def test_absolute_positions(monkeypatch, share):
     if not share:
         monkeypatch.setattr(engine_module, "_shared_prefill", lambda *arguments: None)
     policy = gpt2_policy()
-    trajectories = TransformersEngine().generate(policy, PREFIXES, Sampling())
+    trajectories = Transformers().build(policy).generate(PREFIXES, Sampling())
     assert responses(trajectories) == [naive(policy, wanted, k, Sampling()) for wanted in PREFIXES for k in wanted.keys]
     with torch.no_grad():
         trained_BT = policy.statistics(trajectories, 1.0).logprobs
@@ -114,7 +114,7 @@ def test_where_trajectories_come_from(rollout):
     ids=str,
 )
 def test_log_probabilities_are_the_trainers(policy, sampling):
-    trajectories = TransformersEngine().generate(policy, PREFIXES, sampling)
+    trajectories = Transformers().build(policy).generate(PREFIXES, sampling)
     with torch.no_grad():
         trained_BT = policy.statistics(trajectories, sampling.temperature or 1.0).logprobs
     torch.testing.assert_close(trajectories.rollout_logprobs_BT, trained_BT, rtol=0, atol=1e-4)
@@ -126,7 +126,7 @@ def test_log_probabilities_are_the_trainers(policy, sampling):
 
 
 def test_greedy_takes_the_likeliest_token_whatever_the_key(policy):
-    trajectories = TransformersEngine().generate(policy, PREFIXES[:1], GREEDY)
+    trajectories = Transformers().build(policy).generate(PREFIXES[:1], GREEDY)
     assert responses(trajectories) == [naive(policy, PREFIXES[0], 0, GREEDY)] * 4
 
 
@@ -138,14 +138,14 @@ def assert_same(one: Trajectories, other: Trajectories) -> None:
 
 @pytest.mark.parametrize("batch_responses", [1, 3, 4, 11])
 def test_how_many_are_decoded_at_once_does_not_matter(policy, rollout, batch_responses):
-    assert_same(TransformersEngine(batch_responses=batch_responses).generate(policy, PREFIXES, Sampling()), rollout)
+    assert_same(Transformers(batch_responses=batch_responses).build(policy).generate(PREFIXES, Sampling()), rollout)
 
 
 def test_the_company_does_not_matter(policy, rollout):
     for wanted, rows in zip(PREFIXES, [range(4), range(4, 8), range(8, 11)], strict=True):
-        alone = TransformersEngine().generate(policy, [wanted], Sampling())
+        alone = Transformers().build(policy).generate([wanted], Sampling())
         assert responses(alone) == [responses(rollout)[i] for i in rows]
-    reversed_order = TransformersEngine().generate(policy, PREFIXES[::-1], Sampling())
+    reversed_order = Transformers().build(policy).generate(PREFIXES[::-1], Sampling())
     order = [8, 9, 10, 4, 5, 6, 7, 0, 1, 2, 3]
     assert responses(reversed_order) == [responses(rollout)[i] for i in order]
 
@@ -159,25 +159,25 @@ def test_the_prefill_is_shared(policy, rollout, monkeypatch):
         return cache
 
     monkeypatch.setattr(engine_module, "_shared_prefill", spied)
-    assert_same(TransformersEngine().generate(policy, PREFIXES, Sampling()), rollout)
+    assert_same(Transformers().build(policy).generate(PREFIXES, Sampling()), rollout)
     # Made for all but the last token of the prompts, and spread over the eleven responses.
     assert batches == [(4, 11)]
 
 
 def test_sharing_the_prefill_changes_nothing(policy, rollout, monkeypatch):
     monkeypatch.setattr(engine_module, "_shared_prefill", lambda *arguments: None)
-    assert_same(TransformersEngine().generate(policy, PREFIXES, Sampling()), rollout)
+    assert_same(Transformers().build(policy).generate(PREFIXES, Sampling()), rollout)
 
 
 def test_tokens_are_a_function_of_the_keys(policy, rollout):
-    again = TransformersEngine().generate(policy, PREFIXES, Sampling())
+    again = Transformers().build(policy).generate(PREFIXES, Sampling())
     assert_same(again, rollout)
     torch.manual_seed(99)
     other_keys = [Prefix(p.prompt_ids, p.max_tokens, tuple(k + 1 for k in p.keys), p.row) for p in PREFIXES]
-    others = TransformersEngine().generate(policy, other_keys, Sampling())
+    others = Transformers().build(policy).generate(other_keys, Sampling())
     assert all(a != b for a, b in zip(responses(others), responses(rollout), strict=True))
     same_key = Prefix((40, 41), 20, (key(1), key(2), key(1)), row=0)
-    first, second, third = responses(TransformersEngine().generate(policy, [same_key], Sampling()))
+    first, second, third = responses(Transformers().build(policy).generate([same_key], Sampling()))
     assert first == third != second
 
 
@@ -195,7 +195,7 @@ def test_the_models_own_generation_config_changes_nothing(rollout):
         pad_token_id=PAD,
     )
     policy.model.generation_config = own
-    assert_same(TransformersEngine().generate(policy, PREFIXES, Sampling()), rollout)
+    assert_same(Transformers().build(policy).generate(PREFIXES, Sampling()), rollout)
     assert policy.model.generation_config is own
     assert own.repetition_penalty == 5.0
 
@@ -204,7 +204,7 @@ def test_any_end_token_ends_a_response(rollout):
     policy = tiny_policy()
     seen = responses(rollout)[0][2]
     policy.model.generation_config.eos_token_id = [EOS, seen]
-    cut = TransformersEngine().generate(policy, PREFIXES, Sampling())
+    cut = Transformers().build(policy).generate(PREFIXES, Sampling())
     for ids, finish, whole in zip(responses(cut), cut.finish_reason_B.tolist(), responses(rollout), strict=True):
         ends = [t for t, token in enumerate(whole) if token in (EOS, seen)]
         assert ids == (whole[: ends[0] + 1] if ends else whole)
@@ -229,7 +229,7 @@ def test_continuations(policy, rollout):
         )
         for i, n in positions.items()
     ]
-    continued = TransformersEngine().generate(policy, prefixes, Sampling(), version=2)
+    continued = Transformers().build(policy).generate(prefixes, Sampling(), version=2)
     parents = [i for i in positions for _ in range(2)]
     assert continued.parent_B.tolist() == parents
     assert continued.position_B.tolist() == [positions[i] for i in parents]
@@ -256,12 +256,12 @@ def test_continuations(policy, rollout):
 def test_a_continuation_with_the_parents_numbers_is_the_parent(policy):
     """Given the first n tokens and the parent's numbers from n on, the rest is the parent's."""
     parent = Prefix((40, 41, 42), 20, (key(5),), row=0)
-    (whole,) = responses(TransformersEngine().generate(policy, [parent], Sampling()))
+    (whole,) = responses(Transformers().build(policy).generate([parent], Sampling()))
     shifted = uniforms([key(5)], 20)[:, 4:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "uniforms", lambda keys, count: shifted[:, :count])
         rest = Prefix((40, 41, 42), 16, (key(5),), row=0, response_ids=tuple(whole[:4]), parent=0)
-        (again,) = responses(TransformersEngine().generate(policy, [rest], Sampling()))
+        (again,) = responses(Transformers().build(policy).generate([rest], Sampling()))
     assert len(whole) > 6
     assert again == whole
 
@@ -269,7 +269,7 @@ def test_a_continuation_with_the_parents_numbers_is_the_parent(policy):
 def test_each_prefix_has_its_own_limit(policy, rollout):
     limits = [3, 40, 12]
     prefixes = [Prefix(p.prompt_ids, n, p.keys, p.row) for p, n in zip(PREFIXES, limits, strict=True)]
-    limited = TransformersEngine().generate(policy, prefixes, Sampling())
+    limited = Transformers().build(policy).generate(prefixes, Sampling())
     for i, (ids, whole) in enumerate(zip(responses(limited), responses(rollout), strict=True)):
         assert ids == whole[: ([3] * 4 + [40] * 4 + [12] * 3)[i]]
         assert limited.finish_reason_B[i] == (STOP if ids[-1] == EOS else LENGTH)
@@ -279,7 +279,7 @@ def test_each_prefix_has_its_own_limit(policy, rollout):
 
 def test_one_token(policy, rollout):
     prefixes = [Prefix(p.prompt_ids, 1, p.keys, p.row) for p in PREFIXES]
-    single = TransformersEngine().generate(policy, prefixes, Sampling())
+    single = Transformers().build(policy).generate(prefixes, Sampling())
     assert responses(single) == [ids[:1] for ids in responses(rollout)]
     assert single.response_mask_BT.tolist() == [[True]] * 11
     torch.testing.assert_close(single.rollout_logprobs_BT, rollout.rollout_logprobs_BT[:, :1], rtol=0, atol=1e-4)
@@ -299,15 +299,15 @@ def test_a_step_may_stop_the_generation(policy, rollout):
             raise Enough
 
     with pytest.raises(Enough):
-        TransformersEngine().generate(policy, PREFIXES, Sampling(), on_step=third_step)
+        Transformers().build(policy).generate(PREFIXES, Sampling(), on_step=third_step)
     assert steps == [False] * 3
     assert policy.model.generation_config is configured
-    assert_same(TransformersEngine().generate(policy, PREFIXES, Sampling()), rollout)
+    assert_same(Transformers().build(policy).generate(PREFIXES, Sampling()), rollout)
 
 
 def test_every_decoding_step_is_told(policy, rollout):
     steps = []
-    TransformersEngine(batch_responses=4).generate(policy, PREFIXES, Sampling(), on_step=lambda: steps.append(1))
+    Transformers(batch_responses=4).build(policy).generate(PREFIXES, Sampling(), on_step=lambda: steps.append(1))
     lengths = rollout.lengths_B.tolist()
     assert len(steps) == max(lengths[:4]) + max(lengths[4:8]) + max(lengths[8:])
 
@@ -319,13 +319,13 @@ def test_the_rollout_needs_no_gradient(rollout):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_other_attention_implementations_draw_the_same(rollout, attention):
-    assert_same(TransformersEngine().generate(tiny_policy(attention=attention), PREFIXES, Sampling()), rollout)
+    assert_same(Transformers().build(tiny_policy(attention=attention)).generate(PREFIXES, Sampling()), rollout)
 
 
 def test_sampling_options():
-    engine = TransformersEngine(temperature=0.6, top_k=5, top_p=0.9, min_p=0.1)
+    engine = Transformers(temperature=0.6, top_k=5, top_p=0.9, min_p=0.1)
     assert engine.sampling == Sampling(0.6, 5, 0.9, 0.1)
-    assert TransformersEngine().sampling == Sampling()
+    assert Transformers().sampling == Sampling()
 
 
 @pytest.mark.parametrize(
@@ -345,4 +345,4 @@ def test_sampling_options():
 )
 def test_options_are_checked(fields):
     with pytest.raises(pydantic.ValidationError, match=next(iter(fields))):
-        TransformersEngine(**fields)
+        Transformers(**fields)

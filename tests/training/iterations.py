@@ -16,7 +16,7 @@ from tpg.mismatch import NoMismatch
 from tpg.objectives.policy_gradient import PolicyGradient
 from tpg.policies.base import Reference
 from tpg.rewards.model import Rewards
-from tpg.rollouts.transformers import TransformersEngine
+from tpg.rollouts.transformers import Transformers
 from tpg.tasks.base import Example
 from tpg.tasks.rendering import Rendered
 from tpg.training.experience import Collector
@@ -24,7 +24,7 @@ from tpg.training.module import TrajectoryPolicyGradient
 from tpg.training.options import Optimizer, TrainerOptions, Update
 from tpg.training.prompts import PromptStream
 
-ENGINE = TransformersEngine(prompts=4, responses_per_prompt=4, max_response_tokens=8)
+ENGINE = Transformers(prompts=4, responses_per_prompt=4, max_response_tokens=8)
 SMOOTH = Optimizer(lr=0.1, eps=0.1)
 """AdamW with an epsilon far above rounding, so that equal gradients make equal steps."""
 
@@ -98,8 +98,7 @@ def trained(
     rows = 8
     prompts = Rendered(tuple(Example(str(row)) for row in range(rows)), tuple((10 + row, 40) for row in range(rows)), 0)
     collector = (Collector if skip else UnskippedCollector)(
-        policy=policy,
-        engine=engine,
+        engine=engine.build(policy),
         stream=PromptStream(prompts, 3),
         reward_model=FunctionReward(reward),
         method=Method(

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from tpg.composition import to_experiment
 from tpg.errors import UserError
-from tpg.rollouts.transformers import TransformersEngine
+from tpg.rollouts.transformers import Transformers
 from tpg.training.gradient_noise import Coordinates, GradientNoise, MicroBatchSpread, Noise
 from tpg.training.options import Optimizer, Update
 
@@ -169,7 +169,7 @@ def test_a_scaled_step_is_that_much_of_the_whole_one(tmp_path):
     assert_close(weights(scaled) - start, factor * (weights(whole) - start), atol=1e-10, rtol=1e-6)
 
 
-MANY = TransformersEngine(prompts=8, responses_per_prompt=32, max_response_tokens=2)
+MANY = Transformers(prompts=8, responses_per_prompt=32, max_response_tokens=2)
 
 
 def first_token_reward(sample):

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from tpg.composition import to_experiment
 from tpg.errors import UserError
-from tpg.rollouts.transformers import TransformersEngine
+from tpg.rollouts.transformers import Transformers
 from tpg.training.options import Optimizer, Update
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -20,7 +20,7 @@ ESTIMATORS = sorted(file.stem for file in (CONF / "estimator").glob("*.yaml"))
 OBJECTIVES = sorted(file.stem for file in (CONF / "objective").glob("*.yaml"))
 TOKEN_LEVEL = {"gae", "otb", "rl_zvp", *(name for name in ESTIMATORS if name.startswith(("segment", "trepo")))}
 REFUSED = {(estimator, "p3o") for estimator in TOKEN_LEVEL}
-SMALL = TransformersEngine(prompts=2, responses_per_prompt=3, max_response_tokens=5)
+SMALL = Transformers(prompts=2, responses_per_prompt=3, max_response_tokens=5)
 
 
 @pytest.fixture(scope="module")

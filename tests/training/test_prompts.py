@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from tpg.rollouts.transformers import TransformersEngine
+from tpg.rollouts.transformers import Transformers
 from tpg.tasks.base import Example
 from tpg.tasks.rendering import Rendered
 from tpg.training.prompts import PromptStream
 
 SIZE = 10
-ENGINE = TransformersEngine(prompts=4, responses_per_prompt=3, max_response_tokens=7)
+ENGINE = Transformers(prompts=4, responses_per_prompt=3, max_response_tokens=7)
 
 
 def stream(seed=0, size=SIZE):

@@ -20,7 +20,7 @@ from tpg.estimators.rloo import RLOO
 from tpg.estimators.segment import Segment
 from tpg.objectives.ppo_clip import PPOClip
 from tpg.policies.sketch import output_layer
-from tpg.rollouts.transformers import TransformersEngine
+from tpg.rollouts.transformers import Transformers
 from tpg.training import shadow
 from tpg.training.options import Update
 from tpg.training.shadow import Shadows, check_shadows, compared
@@ -119,7 +119,7 @@ def test_only_the_prompts_that_were_drawn_first_are_sketched():
 
 
 def test_one_prompt_has_no_variance_over_prompts(tmp_path):
-    engine = TransformersEngine(prompts=1, responses_per_prompt=8, max_response_tokens=8)
+    engine = Transformers(prompts=1, responses_per_prompt=8, max_response_tokens=8)
     module = shadowed(tmp_path, {"otb": OTB(), "group_mean": GroupMean()}, engine=engine)
     found = named(module, "group_mean")
     assert found["cosine"] == pytest.approx(1.0)

@@ -37,7 +37,7 @@ class AuditVerdict(IterationCallback):
         parts = (method.objective, method.aggregation, method.kl, method.mismatch)
         names = Names(*(type(part).__name__ for part in parts))
         try:
-            rows = audit({name: estimator}, method, module.collector.engine.sampling, names, options)
+            rows = audit({name: estimator}, method, module.collector.rollout.sampling, names, options)
         except UserError as error:
             # No reason to end a run whose model is loaded.
             print(f"warning: callbacks.audit: no verdict: {error}")

@@ -27,7 +27,7 @@ from tpg.method import Method
 from tpg.objectives.policy_gradient import PolicyGradient
 from tpg.policies.sketch import Projections, sketched
 from tpg.rewards.model import RewardModel
-from tpg.rollouts.engine import no_step
+from tpg.rollouts.engine import Engine, no_step
 from tpg.training.answers import Answering
 from tpg.training.experiment import Experiment
 from tpg.training.run import Prepared, collector_of
@@ -76,11 +76,12 @@ def audit_policy(
         warm_start(policy, experiment.task, experiment.warm_start, experiment.seed, limit, lambda loss: None)
     with (
         RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model,
+        experiment.rollout.build(policy) as engine,
         Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress,
         trainer.precision_plugin.forward_context(),
         torch.no_grad(),
     ):
-        rollouts = Rollouts(experiment, prepared, reward_model, estimators)
+        rollouts = Rollouts(experiment, engine, prepared, reward_model, estimators)
         task = progress.add_task("batches", total=batches + reference_batches)
         unbiased, own, tokens = [], {name: [] for name in estimators}, dict.fromkeys(estimators, 0)  # type: ignore[var-annotated]
         for number in range(1, batches + reference_batches + 1):
@@ -112,6 +113,7 @@ class Rollouts:
     def __init__(
         self,
         experiment: Experiment,
+        engine: Engine,
         prepared: Prepared,
         reward_model: RewardModel,
         estimators: Mapping[str, Estimator],
@@ -121,7 +123,7 @@ class Rollouts:
         if any(estimator.needs_critic for estimator in estimators.values()):
             critic = experiment.critic.build(prepared.critic_source)
             critic = critic if critic is None else critic.to(policy.device)
-        self.collector = collector_of(experiment, prepared, reward_model, critic, no_step)
+        self.collector = collector_of(experiment, engine, prepared, reward_model, critic, no_step)
         self.methods = {name: self._method(estimator) for name, estimator in estimators.items()}
         self.unbiased = dataclasses.replace(
             self._method(RLOO() if experiment.rollout.responses_per_prompt > 1 else Reinforce()),
@@ -137,8 +139,8 @@ class Rollouts:
     def draw(self, number: int, *, for_all: bool) -> Batch:
         """Batch 1, 2, ...: the rollouts of that iteration by the policy as it is; `for_all` estimators, or for none."""
         c = self.collector
-        prefixes = c.stream.draw(number, c.engine)
-        rollout = c.engine.generate(c.policy, prefixes, c.engine.sampling)
+        prefixes = c.stream.draw(number, c.rollout)
+        rollout = c.engine.generate(prefixes, c.rollout.sampling)
         scored = score(rollout, c.stream.prompts.examples, c.policy, c.reward_model).trajectories
         trajectories = c.with_lots(scored, number)
         asked = {name: m.estimator.requests(trajectories) for name, m in self.methods.items()} if for_all else {}
@@ -157,7 +159,7 @@ class Rollouts:
         def gradient(method: Method, answers: Answers) -> Tensor:
             state = method.initial_state()
             weighed = method.weigh(trajectories, dataclasses.replace(answers, state=state["estimator"]), state)
-            return group_gradients(method, weighed, sketches, c.engine.max_response_tokens, state).sum(0)
+            return group_gradients(method, weighed, sketches, c.rollout.max_response_tokens, state).sum(0)
 
         answering = Answering(c.engine, c.stream, c.reward_model, c.method, c.passes, c.on_step)
         greedy = answering.greedy(prefixes, number) if any(r.greedy for r in asked.values()) else None

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from pydantic import Field
@@ -36,7 +37,7 @@ def no_step() -> None:
 
 
 @component
-class Engine(ABC):
+class RolloutOptions(ABC):
     """How many responses are generated an iteration, how they are sampled, and by what."""
 
     prompts: int = Field(default=8, ge=1)
@@ -55,22 +56,56 @@ class Engine(ABC):
         """How training responses are drawn."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 
+    def check(self) -> None:  # noqa: B027
+        """Raise `UserError` for what this machine lacks. Loads nothing."""
+
+    @abstractmethod
+    def build(self, policy: Policy) -> "Engine":
+        """The engine for a policy; it generates with the weights that the policy has at each call."""
+
+
+class Engine(ABC):
+    """Generates responses of one policy."""
+
+    def __init__(self, options: RolloutOptions, policy: Policy) -> None:
+        self.options = options
+        self.policy = policy
+
+    @property
+    def note(self) -> str | None:
+        """What its user should know before the run, in a line."""
+        return None
+
     @abstractmethod
     def generate(
         self,
-        policy: Policy,
         prefixes: Sequence[Prefix],
         sampling: Sampling,
         *,
         version: int = 0,
         on_step: Callable[[], None] = no_step,
+        retain: bool = False,
     ) -> Trajectories:
         """Continue every prefix once for each of its keys; a prefix's continuations lie side by side.
 
         A continuation's response holds the given tokens too, outside `action_mask_BT`. Log-probabilities are the
         untruncated policy's at the sampling temperature (at 1 when greedy). `on_step` is called after each decoding
-        step and may raise to end the generation.
+        step and may raise to end the generation. With `retain` an engine may keep what it computed, so that prefixes
+        whose `parent` is one of these trajectories need not be computed again; the policy may not change meanwhile.
         """
+
+    def release(self) -> None:  # noqa: B027
+        """Drop what was retained."""
+
+    def close(self) -> None:
+        """End what the engine has started."""
+        self.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)

@@ -11,34 +11,44 @@ from torch import Tensor
 from tpg.component import component
 from tpg.policies.base import Policy
 from tpg.randomness import uniforms
-from tpg.rollouts.engine import Continuation, Engine, Prefix, assembled, expanded, no_step
+from tpg.rollouts.engine import Continuation, Engine, Prefix, RolloutOptions, assembled, expanded, no_step
 from tpg.rollouts.sampling import Sampling, draw
 from tpg.trajectories import FinishReason, Trajectories, concatenate
 
 
 @component
-class TransformersEngine(Engine):
+class Transformers(RolloutOptions):
     """`generate` on the policy's own weights; the responses to one prompt share the prompt's prefill."""
 
     batch_responses: int = Field(default=64, ge=1)
     """Responses decoded at once; bounds the memory of the key-value cache."""
 
+    def build(self, policy: Policy) -> "TransformersEngine":
+        """See `RolloutOptions.build`."""
+        return TransformersEngine(self, policy)
+
+
+class TransformersEngine(Engine):
+    """transformers' `generate`, a batch of responses at a time."""
+
+    options: Transformers
+
     @torch.no_grad()
     def generate(
         self,
-        policy: Policy,
         prefixes: Sequence[Prefix],
         sampling: Sampling,
         *,
         version: int = 0,
         on_step: Callable[[], None] = no_step,
+        retain: bool = False,
     ) -> Trajectories:
-        """See `Engine.generate`."""
+        """See `Engine.generate`; nothing is retained."""
         rows = expanded(prefixes)
         parts = []
-        for start in range(0, len(rows), self.batch_responses):
-            part = rows[start : start + self.batch_responses]
-            parts.append(_generate_batch(policy, part, sampling, version, on_step))
+        size = self.options.batch_responses
+        for start in range(0, len(rows), size):
+            parts.append(_generate_batch(self.policy, rows[start : start + size], sampling, version, on_step))
         return concatenate(parts)
 
 

@@ -46,7 +46,7 @@ class Answering:
     def greedy(self, prefixes: Sequence[Prefix], iteration: int) -> Trajectories:
         """One greedy response to each prompt."""
         alone = [replace(prefix, keys=prefix.keys[:1]) for prefix in prefixes]
-        return self.engine.generate(self.passes.policy, alone, GREEDY, version=iteration - 1, on_step=self.on_step)
+        return self.engine.generate(alone, GREEDY, version=iteration - 1, on_step=self.on_step)
 
     def greedy_rewards(self, trajectories: Trajectories, greedy: Trajectories, state: State) -> tuple[Tensor, Tensor]:
         """For each trajectory the reward of its prompt's greedy response, and whether that was scored."""
@@ -61,9 +61,7 @@ class Answering:
         if not places:
             return Continued(torch.zeros(0), 0, 0)
         prefixes = [self._prefix(trajectories, *places[o], wanted, iteration) for o in range(len(places))]
-        made = self.engine.generate(
-            self.passes.policy, prefixes, self.engine.sampling, version=iteration - 1, on_step=self.on_step
-        )
+        made = self.engine.generate(prefixes, self.engine.options.sampling, version=iteration - 1, on_step=self.on_step)
         generated = int(made.action_mask_BT.sum())
         # Complete responses count: what was given was chosen by the policy too.
         rewards_B, scored_B = self._rewards(made.replace(action_mask_BT=made.response_mask_BT), state)
@@ -92,7 +90,7 @@ class Answering:
         row, draw = int(trajectories.row_B[parent]), int(trajectories.draw_B[parent])
         index = int(trajectories.response_index_B[parent])
         identity = (self.stream.seed, Purpose.CONTINUATION, iteration, row, draw, index, position)
-        left = self.engine.max_response_tokens - position
+        left = self.engine.options.max_response_tokens - position
         return Prefix(
             prompt_ids=self.stream.prompts.token_ids[row],
             max_tokens=left if wanted.max_tokens is None else min(left, wanted.max_tokens),

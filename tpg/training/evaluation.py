@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from tpg.policies.base import Policy
 from tpg.rewards.base import Sample
 from tpg.rewards.match import last_number
 from tpg.rewards.model import RewardModel
@@ -33,7 +32,6 @@ class Evaluator:
     """Generates for held-out prompts, always with the same random numbers, and judges."""
 
     options: Evaluation
-    policy: Policy
     engine: Engine
     held_out: PromptStream
     reward_model: RewardModel
@@ -43,12 +41,12 @@ class Evaluator:
     def evaluate(self) -> EvaluationResult:
         """The policy as it is now."""
         n = self.options.responses_per_prompt
-        prefixes = self.held_out.held_out(n, self.engine)[: self.options.prompts]
-        sampling = self.engine.sampling
+        prefixes = self.held_out.held_out(n, self.engine.options)[: self.options.prompts]
+        sampling = self.engine.options.sampling
         if self.options.temperature is not None:
             sampling = Sampling(self.options.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-        rollout = self.engine.generate(self.policy, prefixes, sampling, on_step=self.on_step)
-        scored = score(rollout, self.held_out.prompts.examples, self.policy, self.reward_model)
+        rollout = self.engine.generate(prefixes, sampling, on_step=self.on_step)
+        scored = score(rollout, self.held_out.prompts.examples, self.engine.policy, self.reward_model)
         trajectories = scored.trajectories
         assert trajectories.rewards_B is not None
         assert trajectories.scored_B is not None

@@ -12,7 +12,7 @@ from tpg.policies.base import Policy, Reference
 from tpg.policies.critic import Critic
 from tpg.randomness import Purpose, key, uniforms
 from tpg.rewards.model import RewardModel
-from tpg.rollouts.engine import Engine
+from tpg.rollouts.engine import Engine, RolloutOptions
 from tpg.training.answers import Answering
 from tpg.training.minibatches import ExperienceLoader, experience_loader
 from tpg.training.options import Update
@@ -62,7 +62,6 @@ class Stopwatch:
 class Collector:
     """Everything but the update. `collect` is a function of the policy, the iteration and the state it is given."""
 
-    policy: Policy
     engine: Engine
     stream: PromptStream
     reward_model: RewardModel
@@ -74,10 +73,20 @@ class Collector:
     critic: Critic | None = None
 
     @property
+    def policy(self) -> Policy:
+        """What is trained."""
+        return self.engine.policy
+
+    @property
+    def rollout(self) -> RolloutOptions:
+        """How many responses are generated, and how they are sampled."""
+        return self.engine.options
+
+    @property
     def passes(self) -> Passes:
         """The policy, its reference and the critic over given trajectories."""
         responses = self.update.responses_per_microbatch
-        return Passes(self.policy, self.reference, self.engine.temperature, responses, self.critic)
+        return Passes(self.policy, self.reference, self.rollout.temperature, responses, self.critic)
 
     @torch.no_grad()
     def collect(self, iteration: int, state: dict[str, dict[str, float]]) -> Experience:
@@ -85,10 +94,8 @@ class Collector:
         watch = Stopwatch()
         estimator, method = self.method.estimator, self.method
         answering = Answering(self.engine, self.stream, self.reward_model, method, self.passes, self.on_step)
-        prefixes = self.stream.draw(iteration, self.engine)
-        rollout = self.engine.generate(
-            self.policy, prefixes, self.engine.sampling, version=iteration - 1, on_step=self.on_step
-        )
+        prefixes = self.stream.draw(iteration, self.rollout)
+        rollout = self.engine.generate(prefixes, self.rollout.sampling, version=iteration - 1, on_step=self.on_step)
         watch.lap("rollout")
         scored = score(rollout, self.stream.prompts.examples, self.policy, self.reward_model)
         watch.lap("reward")
@@ -130,7 +137,7 @@ class Collector:
             experience.weighed.kept_B,
             experience.weighed.needed_B,
             self.update,
-            self.engine.max_response_tokens,
+            self.rollout.max_response_tokens,
             self.stream.seed,
             experience.iteration,
             whole_groups=self.method.objective.needs_groups,

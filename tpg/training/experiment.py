@@ -17,7 +17,7 @@ from tpg.policies.base import PolicyOptions
 from tpg.policies.critic import CriticOptions, NoCritic
 from tpg.rewards.base import RewardTerm
 from tpg.rewards.model import check_columns
-from tpg.rollouts.engine import Engine
+from tpg.rollouts.engine import RolloutOptions
 from tpg.tasks.base import Task
 from tpg.training.loggers import LoggerOptions
 from tpg.training.options import Audit, Checkpointing, Evaluation, Optimizer, TrainerOptions, Update, WarmStart
@@ -42,7 +42,7 @@ class Experiment:
     critic: CriticOptions = Field(default_factory=NoCritic)
     entropy_coefficient: float = Field(ge=0)
     """Of the bonus for the entropy at every response token."""
-    rollout: Engine
+    rollout: RolloutOptions
     update: Update
     optimizer: Optimizer
     warm_start: WarmStart
@@ -97,6 +97,7 @@ class Experiment:
         check_columns(self.reward_model, self.task.columns())
         self.task.check()
         self.policy.check()
+        self.rollout.check()
         self.critic.check(self.policy)
         self.trainer.check()
         for name, logger in self.logger.items():

@@ -12,7 +12,7 @@ from tpg.policies.base import Policy, PolicyOptions
 from tpg.randomness import Purpose, torch_seed
 from tpg.rewards.base import RewardTerm
 from tpg.rewards.model import RewardModel, check_columns
-from tpg.rollouts.engine import Engine
+from tpg.rollouts.engine import RolloutOptions
 from tpg.tasks.base import Task
 from tpg.tasks.rendering import render_prompts
 from tpg.training.evaluation import EvaluationResult, Evaluator
@@ -28,7 +28,7 @@ class EvaluationRun:
     policy: PolicyOptions
     task: Task
     reward_model: dict[str, RewardTerm]
-    rollout: Engine
+    rollout: RolloutOptions
     evaluation: Evaluation
     trainer: TrainerOptions
     seed: int = Field(ge=0, lt=2**62)
@@ -43,6 +43,7 @@ class EvaluationRun:
         check_columns(self.reward_model, self.task.columns())
         self.task.check()
         self.policy.check()
+        self.rollout.check()
         self.trainer.check()
         return []
 
@@ -65,7 +66,8 @@ def judge(run: EvaluationRun) -> float:
         console.status(f"{len(held_out.token_ids)} prompts x {run.evaluation.responses_per_prompt} responses"),
     ):
         stream = PromptStream(held_out, run.seed)
-        result = Evaluator(run.evaluation, policy, run.rollout, stream, reward_model).evaluate()
+        with run.rollout.build(policy) as engine:
+            result = Evaluator(run.evaluation, engine, stream, reward_model).evaluate()
     _print(result, run, policy, console)
     return result.estimates["reward"]
 

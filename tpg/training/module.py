@@ -93,7 +93,7 @@ class TrajectoryPolicyGradient(LightningModule):
         with torch.set_grad_enabled(not self.critic_alone):
             statistics = self.policy.statistics(
                 trajectories,
-                self.collector.engine.temperature,
+                self.collector.rollout.temperature,
                 distribution=method.entropy_coefficient > 0,
                 hidden=critic is not None and critic.reads_policy,
             )

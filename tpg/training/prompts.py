@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tpg.randomness import Purpose, key, permutation
-from tpg.rollouts.engine import Engine, Prefix
+from tpg.rollouts.engine import Prefix, RolloutOptions
 from tpg.tasks.rendering import Rendered
 
 
@@ -15,26 +15,28 @@ class PromptStream:
     prompts: Rendered
     seed: int
 
-    def draw(self, iteration: int, engine: Engine) -> list[Prefix]:
+    def draw(self, iteration: int, rollout: RolloutOptions) -> list[Prefix]:
         """The prompts of iteration 1, 2, ..., each with the random keys of its responses."""
         size = len(self.prompts.token_ids)
         prefixes = []
-        for place in range((iteration - 1) * engine.prompts, iteration * engine.prompts):
+        for place in range((iteration - 1) * rollout.prompts, iteration * rollout.prompts):
             draw, position = divmod(place, size)
             row = _order(size, self.seed, draw)[position]
             identity = (self.seed, Purpose.TRAINING_ROLLOUT, iteration, row, draw)
-            prefixes.append(self._prefix(row, draw, engine.responses_per_prompt, identity, engine))
+            prefixes.append(self._prefix(row, draw, rollout.responses_per_prompt, identity, rollout))
         return prefixes
 
-    def held_out(self, count: int, engine: Engine) -> list[Prefix]:
+    def held_out(self, count: int, rollout: RolloutOptions) -> list[Prefix]:
         """Every prompt in order with `count` responses; the same random numbers whenever it is asked."""
         rows = range(len(self.prompts.token_ids))
-        return [self._prefix(row, 0, count, (self.seed, Purpose.EVALUATION_ROLLOUT, 0, row, 0), engine) for row in rows]
+        return [
+            self._prefix(row, 0, count, (self.seed, Purpose.EVALUATION_ROLLOUT, 0, row, 0), rollout) for row in rows
+        ]
 
-    def _prefix(self, row: int, draw: int, count: int, identity: tuple[int, ...], engine: Engine) -> Prefix:
+    def _prefix(self, row: int, draw: int, count: int, identity: tuple[int, ...], rollout: RolloutOptions) -> Prefix:
         return Prefix(
             prompt_ids=self.prompts.token_ids[row],
-            max_tokens=engine.max_response_tokens,
+            max_tokens=rollout.max_response_tokens,
             keys=tuple(key(*identity, response) for response in range(count)),
             row=row,
             draw=draw,

@@ -18,6 +18,7 @@ from tpg.policies.critic import Critic
 from tpg.randomness import Purpose, torch_seed
 from tpg.reporting.learning_curve import draw_learning_curve
 from tpg.rewards.model import RewardModel
+from tpg.rollouts.engine import Engine
 from tpg.tasks.rendering import render_prompts
 from tpg.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopRequest
 from tpg.training.evaluation import EvaluationResult, Evaluator, PeriodicEvaluation
@@ -87,18 +88,21 @@ def run(
     stop = StopRequest(stop_file)
     stop.install()
     _warm_start(experiment, policy, folder, console, stop)
-    with RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model:
+    with (
+        RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model,
+        experiment.rollout.build(policy) as engine,
+    ):
+        if engine.note:
+            console.print(f"note: {engine.note}", highlight=False)
         critic = experiment.critic.build(prepared.critic_source) if experiment.estimator.needs_critic else None
-        collector = collector_of(experiment, prepared, reward_model, critic, stop.check)
+        collector = collector_of(experiment, engine, prepared, reward_model, critic, stop.check)
         responses = experiment.rollout.prompts * experiment.rollout.responses_per_prompt
         module = TrajectoryPolicyGradient(
             collector,
             experiment.optimizer,
             experiment.iterations * experiment.update.steps(responses),
         )
-        evaluator = Evaluator(
-            experiment.evaluation, policy, experiment.rollout, prepared.held_out, reward_model, stop.check
-        )
+        evaluator = Evaluator(experiment.evaluation, engine, prepared.held_out, reward_model, stop.check)
         folder.cut_back(_iteration_of(checkpoint))
         with Tracking(experiment.logger, folder, config, _iteration_of(checkpoint)) as tracking:
             callbacks = [
@@ -128,6 +132,7 @@ def run(
 
 def collector_of(
     experiment: Experiment,
+    engine: Engine,
     prepared: Prepared,
     reward_model: RewardModel,
     critic: Critic | None,
@@ -135,8 +140,7 @@ def collector_of(
 ) -> Collector:
     """What makes the experience of the experiment's iterations."""
     return Collector(
-        policy=prepared.policy,
-        engine=experiment.rollout,
+        engine=engine,
         stream=prepared.training,
         reward_model=reward_model,
         method=experiment.method,

@@ -181,7 +181,7 @@ class Shadows(IterationCallback):
                 passes.responses,
                 distribution=bool(reads),
             )
-        state, limit = module.method_state, collector.engine.max_response_tokens
+        state, limit = module.method_state, collector.rollout.max_response_tokens
 
         def gradients(method: Method, weighed: Weighed, index_B: Tensor) -> Tensor:
             """Of the sketched trajectories, which are those of `weighed` at `index_B`."""
