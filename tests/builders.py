@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tpg.policies.base import Policy
@@ -83,6 +84,25 @@ def tiny_policy(seed: int = 0, scale: float = 3.0, **options: Any) -> Policy:
             if "lora_" not in name:
                 weight.mul_(scale)
     return policy
+
+
+def in_double_precision(policy: Policy) -> Policy:
+    """The policy in float64, its norms too, which transformers computes in float32 whatever they are given."""
+    for module in policy.double().modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.__class__ = _exact(type(module))
+    return policy
+
+
+@functools.cache
+def _exact(norm: type[nn.Module]) -> type[nn.Module]:
+    gemma = norm.__name__.startswith("Gemma")
+
+    def forward(self: Any, states: Tensor) -> Tensor:
+        eps = self.eps if hasattr(self, "eps") else self.variance_epsilon
+        return nn.functional.rms_norm(states, states.shape[-1:], 1 + self.weight if gemma else self.weight, eps)
+
+    return type(norm.__name__, (norm,), {"forward": forward})
 
 
 def gpt2_policy(**options: Any) -> Policy:

@@ -142,6 +142,11 @@ MISTAKES = {
     ),
     "kl=k3_in_loss kl.form=k1": "kl.form=k1: k1 in the loss has zero gradient in expectation; use kl=k1_in_reward, ...",
     "kl=k1_in_reward kl.coefficient=0 kl.target=6": "kl.target=6: a coefficient of 0 never moves ...",
+    "rollout.lag=1": (
+        "rollout.lag=1: the policy that generates is older than the one that learns, and nothing corrects for it; use"
+        " mismatch=sequence_truncate, or rollout.lag=0"
+    ),
+    "rollout.lag=2 mismatch=sequence_truncate": "rollout.lag=2: should be less than or equal to 1",
     "mismatch=token_mask mismatch.low=1 mismatch.high=1": "mismatch.high=1: low=1 and high leave nothing ...",
     "warm_start=supervised task=addition": "warm_start.steps=300: Addition has no demonstrations",
     "task=addition reward_model=reasoning_gym": "reward_model.reasoning_gym...needs the column 'dataset', ...",

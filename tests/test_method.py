@@ -176,8 +176,9 @@ MISMATCHED = double([[2.0, 0.5], [3.0, 1.0]]).log()
     ],
     ids=repr,
 )
-def test_a_mismatch_multiplies_the_losses(mismatch, value, slopes):
-    trajectories = sampled(old_logprobs_BT=double(LOGPROBS), rollout_logprobs_BT=double(LOGPROBS) - MISMATCHED)
+@pytest.mark.parametrize("old_BT", [double(LOGPROBS), None], ids=["old", "the policy has not moved"])
+def test_a_mismatch_multiplies_the_losses(mismatch, value, slopes, old_BT):
+    trajectories = sampled(old_logprobs_BT=old_BT, rollout_logprobs_BT=double(LOGPROBS) - MISMATCHED)
     found = loss_and_slopes(method(mismatch=mismatch), trajectories)
     assert found == (pytest.approx(value), pytest.approx(slopes))
 

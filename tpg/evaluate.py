@@ -1,5 +1,6 @@
 """Score a policy: `python -m tpg.evaluate run=<folder>` or `policy.path=... task=...`. See `--help`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def _of_run(config: DictConfig, folder: Path) -> DictConfig:
     stored: Any = OmegaConf.load(folder / "config.yaml")
     merged = OmegaConf.masked_copy(stored, [*GROUPS, "seed", "reward_workers"])
     OmegaConf.set_struct(merged, False)
+    if (folder / "precision.json").is_file() and merged.trainer.precision == "auto":
+        merged.trainer.precision = json.loads((folder / "precision.json").read_text())["name"]
     merged.samples = config.samples
     merged.policy = {"_target_": "tpg.policies.huggingface.HuggingFace", "path": str(folder / "policy")}
     for override in HydraConfig.get().overrides.task:

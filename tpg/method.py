@@ -16,7 +16,7 @@ from tpg.estimators.base import Answers, Estimator
 from tpg.kl import KL
 from tpg.mismatch import Mismatch
 from tpg.numerics import TokenStatistics, group_sum, masked_sum
-from tpg.objectives.base import Objective
+from tpg.objectives.base import Objective, old_logprobs
 from tpg.trajectories import Trajectories
 
 State = Mapping[str, Mapping[str, float]]
@@ -120,7 +120,9 @@ class Method:
         if self.entropy_coefficient:
             assert statistics.entropy is not None
             losses_BT = losses_BT - self.entropy_coefficient * statistics.entropy
-        factors_BT = self.mismatch.factors(trajectories)
+        # While the policy has not moved, these are the trainer's own before the update: no pass is needed for them.
+        old_BT = old_logprobs(statistics.logprobs, trajectories)
+        factors_BT = self.mismatch.factors(trajectories.replace(old_logprobs_BT=old_BT))
         if factors_BT is not None:
             losses_BT = losses_BT * factors_BT
         return Loss(self.aggregation(losses_BT, trajectories.action_mask_BT, size), token_losses.watched_BT)

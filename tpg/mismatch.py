@@ -26,7 +26,7 @@ class Mismatch:
         return {}
 
     def factors(self, trajectories: Trajectories) -> Tensor | None:
-        """What multiplies each token's loss, (B, T), or None."""
+        """What multiplies each token's loss, (B, T), or None; `old_logprobs_BT` are the trainer's before the update."""
         return None
 
 
@@ -100,8 +100,13 @@ class Masked(Correction):
 def ratios(trajectories: Trajectories, level: str) -> Tensor:
     """`pi_train / pi_rollout` of every token, or of the response on each of its tokens; 1 where nothing was chosen."""
     assert trajectories.old_logprobs_BT is not None, "a mismatch is measured against the trainer's log-probabilities"
-    gap_BT = (trajectories.old_logprobs_BT - trajectories.rollout_logprobs_BT).detach()
-    gap_BT = gap_BT.masked_fill(~trajectories.action_mask_BT, 0.0)
+    gap_BT = gaps(trajectories.old_logprobs_BT, trajectories)
     if level == "sequence":
         gap_BT = gap_BT.sum(-1, keepdim=True).expand_as(gap_BT)
     return gap_BT.exp()
+
+
+def gaps(trainer_BT: Tensor, trajectories: Trajectories) -> Tensor:
+    """`log pi_train - log pi_rollout` of every token, nats, without gradient; 0 where nothing was chosen."""
+    gap_BT = (trainer_BT - trajectories.rollout_logprobs_BT).detach()
+    return gap_BT.masked_fill(~trajectories.action_mask_BT, 0.0)

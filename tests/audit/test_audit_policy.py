@@ -183,7 +183,9 @@ def test_what_trains_is_what_is_audited(audited):
 def test_batch_gradients_of_group_mean_and_rloo_point_the_same_way(monkeypatch):
     options = experiment(*SMALL)
     estimators = {"rloo": RLOO(), "group_mean": GroupMean(), "reinforce": Reinforce()}
-    rollouts = Rollouts(options, prepare(options), Rewards(), estimators)
+    prepared = prepare(options)
+    engine = options.rollout.build(prepared.policy)
+    rollouts = Rollouts(options, engine, prepared, Rewards(), estimators)
     with torch.no_grad():
         batch = rollouts.draw(1, for_all=True)
     again = rollouts.draw(1, for_all=False)

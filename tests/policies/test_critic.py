@@ -80,7 +80,7 @@ def test_both_layouts_give_the_same_hidden_states(policy):
 
 def test_hidden_states_come_with_the_same_pass_and_change_no_statistic(policy):
     calls = []
-    policy.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    policy.model.get_input_embeddings().register_forward_pre_hook(lambda *_: calls.append(1))
     trajectories = record(PROMPTS, RESPONSES)
     plain = policy.statistics(trajectories, 0.7, distribution=True)
     beside = policy.statistics(trajectories, 0.7, distribution=True, hidden=True)

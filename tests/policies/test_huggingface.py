@@ -41,13 +41,13 @@ def test_a_saved_folder_is_a_policy(saved):
     option = HuggingFace(path=str(saved))
     option.check()
     policy = option.load(0)
+    assert policy.model.config._attn_implementation == "sdpa"
     with torch.no_grad():
         logprobs_BT = policy.statistics(TRAJECTORIES, 0.7).logprobs
         expected_BT = tiny_policy().statistics(TRAJECTORIES, 0.7).logprobs
     assert torch.equal(logprobs_BT, expected_BT)
     assert (policy.end_ids, policy.pad_id) == ({1}, 0)
     assert policy.model.dtype == torch.float32
-    assert policy.model.config._attn_implementation == "sdpa"
 
 
 def test_how_weights_are_held(saved):

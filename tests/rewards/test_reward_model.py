@@ -100,6 +100,58 @@ def test_failures_are_counted_by_reason_and_order_is_kept():
     assert rewards.first_failure == {"user": "exit code 3"}
 
 
+def test_what_is_submitted_in_parts_is_scored_as_the_whole_is():
+    bad = ["fine", "die", "raise", "sleep", "nan", "good", "inf", "crash"]
+    with RewardModel({**misbehaving(timeout_s=0.3), "answer": ExactAnswer()}, workers=2) as model:
+        whole = model.score(samples(*bad, answer="good"))
+        given = samples(*bad, answer="good")
+        later, first = model.submit(given[5:]), model.submit(given[:5])
+        parts = model.collect([*first, *later])
+    for name in ("scored", "failures", "first_failure"):
+        assert getattr(parts, name) == getattr(whole, name), name
+    assert parts.total == pytest.approx(whole.total, nan_ok=True)
+    assert parts.terms == {name: pytest.approx(values, nan_ok=True) for name, values in whole.terms.items()}
+    assert parts.scored == [True, False, False, False, False, True, False, False]
+
+
+def test_what_is_submitted_is_scored_before_anyone_waits():
+    with RewardModel({"user": Function(function="user_rewards:brevity")}, workers=1) as model:
+        (jobs,) = model.submit(samples("four"))
+        deadline = time.monotonic() + 30
+        while not jobs[0].future.done() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert jobs[0].future.done()
+        assert model.collect([jobs]).total == [-4.0]
+
+
+def test_what_a_broken_pool_lost_is_scored_in_the_next():
+    with RewardModel({"process": Function(function="user_rewards:process")}, workers=1) as model:
+        first = int(model.score(samples("")).terms["process"][0])
+        os.kill(first, signal.SIGKILL)
+        time.sleep(0.5)
+        begun = [model.submit(samples("")) for _ in range(2)]
+        values = [model.collect(pending).total[0] for pending in begun]
+    assert values[0] == values[1] != first
+
+
+def test_threads_share_the_workers_while_one_of_them_breaks_the_pool():
+    with RewardModel(misbehaving(), workers=2) as model:
+        found = {}
+
+        def score(name, *responses):
+            found[name] = model.score(samples(*responses)).scored
+
+        threads = [
+            threading.Thread(target=score, args=("deaths", *["die"] * 6)),
+            threading.Thread(target=score, args=("fine", *["fine"] * 6)),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == {"deaths": [False] * 6, "fine": [True] * 6}
+
+
 def test_scoring_works_from_a_thread_that_ends():
     with RewardModel(misbehaving(timeout_s=0.5), workers=1) as model:
         seen = []

@@ -1,26 +1,24 @@
 import pydantic
 import pytest
 import torch
-from builders import gpt2_policy, prefix, tiny_policy
+from builders import tiny_policy
+from engines import EOS, PAD, PREFIXES, assert_same, naive, responses
 from transformers import GenerationConfig
 
-import tpg.rollouts.transformers as engine_module
 from tpg.policies.base import Policy
-from tpg.randomness import key, uniforms
+from tpg.randomness import key
 from tpg.rollouts.engine import Prefix
-from tpg.rollouts.sampling import GREEDY, Sampling, draw
+from tpg.rollouts.native.engine import Native
+from tpg.rollouts.sampling import GREEDY, Sampling
 from tpg.rollouts.transformers import Transformers
 from tpg.trajectories import FinishReason, Trajectories
 
-PAD, EOS = 0, 1
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
-# Lengths differ, one prompt is a single token, and one holds the pad and the end token.
-PREFIXES = [
-    prefix([40, 41, 42, 43, 44], 4, row=0),
-    prefix([50], 4, row=1),
-    prefix([60, PAD, EOS, 61], 3, row=2),
-]
+
+@pytest.fixture(scope="module", params=[Transformers, Native], ids=["transformers", "native"])
+def options(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -29,43 +27,13 @@ def policy() -> Policy:
 
 
 @pytest.fixture(scope="module")
-def rollout(policy) -> Trajectories:
-    return Transformers().build(policy).generate(PREFIXES, Sampling(), version=7)
-
-
-def responses(trajectories: Trajectories) -> list[list[int]]:
-    masked = zip(trajectories.response_ids_BT, trajectories.response_mask_BT, strict=True)
-    return [ids_T[mask_T].tolist() for ids_T, mask_T in masked]
-
-
-def naive(policy: Policy, wanted: Prefix, random_key: int, sampling: Sampling) -> list[int]:
-    """One response, a forward pass over the whole sequence for every token."""
-    ids = [*wanted.prompt_ids, *wanted.response_ids]
-    start = len(ids)
-    for uniform_1 in uniforms([random_key], wanted.max_tokens)[0][:, None]:
-        with torch.no_grad():
-            logits_1V = policy.model(input_ids=torch.tensor([ids])).logits[:, -1]
-        ids.append(int(draw(logits_1V, uniform_1, sampling).tokens_B))
-        if ids[-1] == EOS:
-            break
-    return ids[start:]
+def rollout(policy, options) -> Trajectories:
+    return options().build(policy).generate(PREFIXES, Sampling(), version=7)
 
 
 def test_tokens_are_those_of_one_forward_pass_at_a_time(policy, rollout):
     expected = [naive(policy, wanted, k, Sampling()) for wanted in PREFIXES for k in wanted.keys]
     assert responses(rollout) == expected
-
-
-@pytest.mark.parametrize("share", [True, False])
-def test_absolute_positions(monkeypatch, share):
-    if not share:
-        monkeypatch.setattr(engine_module, "_shared_prefill", lambda *arguments: None)
-    policy = gpt2_policy()
-    trajectories = Transformers().build(policy).generate(PREFIXES, Sampling())
-    assert responses(trajectories) == [naive(policy, wanted, k, Sampling()) for wanted in PREFIXES for k in wanted.keys]
-    with torch.no_grad():
-        trained_BT = policy.statistics(trajectories, 1.0).logprobs
-    torch.testing.assert_close(trajectories.rollout_logprobs_BT, trained_BT, rtol=0, atol=1e-4)
 
 
 def test_the_rollout_is_worth_testing(rollout):
@@ -113,8 +81,8 @@ def test_where_trajectories_come_from(rollout):
     ],
     ids=str,
 )
-def test_log_probabilities_are_the_trainers(policy, sampling):
-    trajectories = Transformers().build(policy).generate(PREFIXES, sampling)
+def test_log_probabilities_are_the_trainers(options, policy, sampling):
+    trajectories = options().build(policy).generate(PREFIXES, sampling)
     with torch.no_grad():
         trained_BT = policy.statistics(trajectories, sampling.temperature or 1.0).logprobs
     torch.testing.assert_close(trajectories.rollout_logprobs_BT, trained_BT, rtol=0, atol=1e-4)
@@ -125,63 +93,38 @@ def test_log_probabilities_are_the_trainers(policy, sampling):
     assert (trajectories.rollout_logprobs_BT[stopped, ends] < 0).all()
 
 
-def test_greedy_takes_the_likeliest_token_whatever_the_key(policy):
-    trajectories = Transformers().build(policy).generate(PREFIXES[:1], GREEDY)
+def test_greedy_takes_the_likeliest_token_whatever_the_key(options, policy):
+    trajectories = options().build(policy).generate(PREFIXES[:1], GREEDY)
     assert responses(trajectories) == [naive(policy, PREFIXES[0], 0, GREEDY)] * 4
 
 
-def assert_same(one: Trajectories, other: Trajectories) -> None:
-    assert responses(one) == responses(other)
-    assert one.finish_reason_B.tolist() == other.finish_reason_B.tolist()
-    torch.testing.assert_close(one.rollout_logprobs_BT, other.rollout_logprobs_BT, rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize("batch_responses", [1, 3, 4, 11])
-def test_how_many_are_decoded_at_once_does_not_matter(policy, rollout, batch_responses):
-    assert_same(Transformers(batch_responses=batch_responses).build(policy).generate(PREFIXES, Sampling()), rollout)
+def test_how_many_are_decoded_at_once_does_not_matter(options, policy, rollout, batch_responses):
+    assert_same(options(batch_responses=batch_responses).build(policy).generate(PREFIXES, Sampling()), rollout)
 
 
-def test_the_company_does_not_matter(policy, rollout):
+def test_the_company_does_not_matter(options, policy, rollout):
     for wanted, rows in zip(PREFIXES, [range(4), range(4, 8), range(8, 11)], strict=True):
-        alone = Transformers().build(policy).generate([wanted], Sampling())
+        alone = options().build(policy).generate([wanted], Sampling())
         assert responses(alone) == [responses(rollout)[i] for i in rows]
-    reversed_order = Transformers().build(policy).generate(PREFIXES[::-1], Sampling())
+    reversed_order = options().build(policy).generate(PREFIXES[::-1], Sampling())
     order = [8, 9, 10, 4, 5, 6, 7, 0, 1, 2, 3]
     assert responses(reversed_order) == [responses(rollout)[i] for i in order]
 
 
-def test_the_prefill_is_shared(policy, rollout, monkeypatch):
-    original, batches = engine_module._shared_prefill, []
-
-    def spied(*arguments):
-        cache = original(*arguments)
-        batches.append((cache.get_seq_length(), cache.layers[0].keys.shape[0]))
-        return cache
-
-    monkeypatch.setattr(engine_module, "_shared_prefill", spied)
-    assert_same(Transformers().build(policy).generate(PREFIXES, Sampling()), rollout)
-    # Made for all but the last token of the prompts, and spread over the eleven responses.
-    assert batches == [(4, 11)]
-
-
-def test_sharing_the_prefill_changes_nothing(policy, rollout, monkeypatch):
-    monkeypatch.setattr(engine_module, "_shared_prefill", lambda *arguments: None)
-    assert_same(Transformers().build(policy).generate(PREFIXES, Sampling()), rollout)
-
-
-def test_tokens_are_a_function_of_the_keys(policy, rollout):
-    again = Transformers().build(policy).generate(PREFIXES, Sampling())
+def test_tokens_are_a_function_of_the_keys(options, policy, rollout):
+    again = options().build(policy).generate(PREFIXES, Sampling())
     assert_same(again, rollout)
     torch.manual_seed(99)
     other_keys = [Prefix(p.prompt_ids, p.max_tokens, tuple(k + 1 for k in p.keys), p.row) for p in PREFIXES]
-    others = Transformers().build(policy).generate(other_keys, Sampling())
+    others = options().build(policy).generate(other_keys, Sampling())
     assert all(a != b for a, b in zip(responses(others), responses(rollout), strict=True))
     same_key = Prefix((40, 41), 20, (key(1), key(2), key(1)), row=0)
-    first, second, third = responses(Transformers().build(policy).generate([same_key], Sampling()))
+    first, second, third = responses(options().build(policy).generate([same_key], Sampling()))
     assert first == third != second
 
 
-def test_the_models_own_generation_config_changes_nothing(rollout):
+def test_the_models_own_generation_config_changes_nothing(options, rollout):
     policy = tiny_policy()
     own = GenerationConfig(
         repetition_penalty=5.0,
@@ -195,16 +138,16 @@ def test_the_models_own_generation_config_changes_nothing(rollout):
         pad_token_id=PAD,
     )
     policy.model.generation_config = own
-    assert_same(Transformers().build(policy).generate(PREFIXES, Sampling()), rollout)
+    assert_same(options().build(policy).generate(PREFIXES, Sampling()), rollout)
     assert policy.model.generation_config is own
     assert own.repetition_penalty == 5.0
 
 
-def test_any_end_token_ends_a_response(rollout):
+def test_any_end_token_ends_a_response(options, rollout):
     policy = tiny_policy()
     seen = responses(rollout)[0][2]
     policy.model.generation_config.eos_token_id = [EOS, seen]
-    cut = Transformers().build(policy).generate(PREFIXES, Sampling())
+    cut = options().build(policy).generate(PREFIXES, Sampling())
     for ids, finish, whole in zip(responses(cut), cut.finish_reason_B.tolist(), responses(rollout), strict=True):
         ends = [t for t, token in enumerate(whole) if token in (EOS, seen)]
         assert ids == (whole[: ends[0] + 1] if ends else whole)
@@ -212,7 +155,7 @@ def test_any_end_token_ends_a_response(rollout):
     assert cut.lengths_B[0] <= 3
 
 
-def test_continuations(policy, rollout):
+def test_continuations(options, policy, rollout):
     whole = responses(rollout)
     long = [i for i, ids in enumerate(whole) if len(ids) > 8]
     positions = {long[0]: 5, long[1]: 1, long[-1]: 8}
@@ -229,7 +172,7 @@ def test_continuations(policy, rollout):
         )
         for i, n in positions.items()
     ]
-    continued = Transformers().build(policy).generate(prefixes, Sampling(), version=2)
+    continued = options().build(policy).generate(prefixes, Sampling(), version=2)
     parents = [i for i in positions for _ in range(2)]
     assert continued.parent_B.tolist() == parents
     assert continued.position_B.tolist() == [positions[i] for i in parents]
@@ -253,23 +196,10 @@ def test_continuations(policy, rollout):
     torch.testing.assert_close(continued.rollout_logprobs_BT[mask_BT], trained_BT[mask_BT], rtol=0, atol=1e-4)
 
 
-def test_a_continuation_with_the_parents_numbers_is_the_parent(policy):
-    """Given the first n tokens and the parent's numbers from n on, the rest is the parent's."""
-    parent = Prefix((40, 41, 42), 20, (key(5),), row=0)
-    (whole,) = responses(Transformers().build(policy).generate([parent], Sampling()))
-    shifted = uniforms([key(5)], 20)[:, 4:]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "uniforms", lambda keys, count: shifted[:, :count])
-        rest = Prefix((40, 41, 42), 16, (key(5),), row=0, response_ids=tuple(whole[:4]), parent=0)
-        (again,) = responses(Transformers().build(policy).generate([rest], Sampling()))
-    assert len(whole) > 6
-    assert again == whole
-
-
-def test_each_prefix_has_its_own_limit(policy, rollout):
+def test_each_prefix_has_its_own_limit(options, policy, rollout):
     limits = [3, 40, 12]
     prefixes = [Prefix(p.prompt_ids, n, p.keys, p.row) for p, n in zip(PREFIXES, limits, strict=True)]
-    limited = Transformers().build(policy).generate(prefixes, Sampling())
+    limited = options().build(policy).generate(prefixes, Sampling())
     for i, (ids, whole) in enumerate(zip(responses(limited), responses(rollout), strict=True)):
         assert ids == whole[: ([3] * 4 + [40] * 4 + [12] * 3)[i]]
         assert limited.finish_reason_B[i] == (STOP if ids[-1] == EOS else LENGTH)
@@ -277,39 +207,12 @@ def test_each_prefix_has_its_own_limit(policy, rollout):
     assert max(limited.lengths_B[8:]) == 12
 
 
-def test_one_token(policy, rollout):
+def test_one_token(options, policy, rollout):
     prefixes = [Prefix(p.prompt_ids, 1, p.keys, p.row) for p in PREFIXES]
-    single = Transformers().build(policy).generate(prefixes, Sampling())
+    single = options().build(policy).generate(prefixes, Sampling())
     assert responses(single) == [ids[:1] for ids in responses(rollout)]
     assert single.response_mask_BT.tolist() == [[True]] * 11
     torch.testing.assert_close(single.rollout_logprobs_BT, rollout.rollout_logprobs_BT[:, :1], rtol=0, atol=1e-4)
-
-
-class Enough(Exception):  # noqa: N818
-    """Raised to stop."""
-
-
-def test_a_step_may_stop_the_generation(policy, rollout):
-    configured = policy.model.generation_config
-    steps = []
-
-    def third_step():
-        steps.append(policy.model.generation_config is configured)
-        if len(steps) == 3:
-            raise Enough
-
-    with pytest.raises(Enough):
-        Transformers().build(policy).generate(PREFIXES, Sampling(), on_step=third_step)
-    assert steps == [False] * 3
-    assert policy.model.generation_config is configured
-    assert_same(Transformers().build(policy).generate(PREFIXES, Sampling()), rollout)
-
-
-def test_every_decoding_step_is_told(policy, rollout):
-    steps = []
-    Transformers(batch_responses=4).build(policy).generate(PREFIXES, Sampling(), on_step=lambda: steps.append(1))
-    lengths = rollout.lengths_B.tolist()
-    assert len(steps) == max(lengths[:4]) + max(lengths[4:8]) + max(lengths[8:])
 
 
 def test_the_rollout_needs_no_gradient(rollout):
@@ -318,14 +221,14 @@ def test_the_rollout_needs_no_gradient(rollout):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_other_attention_implementations_draw_the_same(rollout, attention):
-    assert_same(Transformers().build(tiny_policy(attention=attention)).generate(PREFIXES, Sampling()), rollout)
+def test_other_attention_implementations_draw_the_same(options, rollout, attention):
+    assert_same(options().build(tiny_policy(attention=attention)).generate(PREFIXES, Sampling()), rollout)
 
 
-def test_sampling_options():
-    engine = Transformers(temperature=0.6, top_k=5, top_p=0.9, min_p=0.1)
+def test_sampling_options(options):
+    engine = options(temperature=0.6, top_k=5, top_p=0.9, min_p=0.1)
     assert engine.sampling == Sampling(0.6, 5, 0.9, 0.1)
-    assert Transformers().sampling == Sampling()
+    assert options().sampling == Sampling()
 
 
 @pytest.mark.parametrize(
@@ -343,6 +246,6 @@ def test_sampling_options():
     ],
     ids=str,
 )
-def test_options_are_checked(fields):
+def test_options_are_checked(options, fields):
     with pytest.raises(pydantic.ValidationError, match=next(iter(fields))):
-        Transformers(**fields)
+        options(**fields)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from builders import tiny_policy
+from builders import in_double_precision, tiny_policy
 from lightning.pytorch import Callback
 
 from tpg.aggregation import SequenceSum
@@ -94,6 +94,8 @@ def trained(
     kl, update = kl or NoKL(), update or Update()
     torch.set_num_threads(1)  # the second core may have other work, for which the first would wait
     policy = tiny_policy(hidden_size=16, layers=2).to(dtype)
+    if dtype == torch.float64:
+        policy = in_double_precision(policy)
     policy.model.generation_config.eos_token_id = [1, *range(60, 80)]  # so that responses end, at many lengths
     rows = 8
     prompts = Rendered(tuple(Example(str(row)) for row in range(rows)), tuple((10 + row, 40) for row in range(rows)), 0)

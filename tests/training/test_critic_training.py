@@ -190,11 +190,12 @@ def test_values_take_no_second_pass_of_the_policy(tmp_path, critic, passes):
 
     class Counting(IterationCallback):
         def on_fit_start(self, trainer, pl_module):
-            pl_module.policy.model.lm_head.register_forward_hook(lambda _, __, out: calls.append(out.shape[1]))
+            embedding = pl_module.policy.model.get_input_embeddings()
+            embedding.register_forward_hook(lambda _, __, out: calls.append(out.shape[0]))
 
     module = ppo(tmp_path, critic, update=Update(epochs=2), callbacks=[Counting()])
-    # One for the old log-probabilities with the values, one each update epoch; a decoding step makes one position.
-    assert len([positions for positions in calls if positions > 1]) == 3 * passes
+    # One for the old log-probabilities with the values, one each update epoch, each in one row; the rollout runs 4 or 16.
+    assert calls.count(1) == 3 * passes
     assert module.experience.trajectories.values_BT.shape == module.experience.trajectories.action_mask_BT.shape
 
 

@@ -28,28 +28,29 @@ COLUMNS = {
     *("completions/dropped", "completions/updated", "num_tokens", "step_time", "perf/throughput"),
     *(f"rewards/{term}/{what}" for term in ("sorted_digits", "length") for what in ("mean", "std", "unscored")),
     *(f"eval/{name}" for name in ("reward", "pass@1", "mean_length", "clipped_ratio", "unscored")),
+    *(f"sampling/sampling_logp_difference/{what}" for what in ("mean", "max")),
+    *("mismatch/mean", "mismatch/max", "mismatch/ess", "rollout/staleness"),
     *(f"timing_s/{stage}" for stage in ("rollout", "reward", "estimate", "update", "record")),
 }
 CLIPPED = {"ratio", "clip_ratio/region_mean"}
 CONTINUED = {"num_tokens/continuations", "continuations/unscored"}
-OLD = {"rollout/logprob_gap", "mismatch/mean", "mismatch/max", "mismatch/ess"}
 EXTRA = {
     "cispo": CLIPPED,
     "dapo": CLIPPED,
     "dr_grpo": CLIPPED,
     "grpo": {"kl", *CLIPPED},
     "gspo": CLIPPED,
-    "obl": OLD,
+    "obl": set(),
     "opo": set(),
-    "p3o": {"kl", *CLIPPED, *OLD},
+    "p3o": {"kl", *CLIPPED},
     "ppo": {
         *CLIPPED,
         *(f"critic/{what}" for what in ("explained_variance", "grad_norm", "loss", "value_mean", "warmup")),
     },
     "reinforce": set(),
-    "reinforce_pp": {"kl", *CLIPPED, *OLD},
+    "reinforce_pp": {"kl", *CLIPPED},
     "remax": {"num_tokens/greedy"},
-    "rl_zvp": {*CLIPPED, *OLD},
+    "rl_zvp": CLIPPED,
     "rloo": set(),
     "sapo": {"ratio"},
     "trepo": {*CLIPPED, *CONTINUED},

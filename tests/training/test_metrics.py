@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from builders import record
 
-from tpg.training.metrics import UpdateMetrics, _group_spread, pass_at_k, success_estimates
+from tpg.training.metrics import SamplingGap, UpdateMetrics, _group_spread, pass_at_k, success_estimates
 
 nan = math.nan
 
@@ -80,3 +81,35 @@ def test_update_metrics_of_an_iteration_without_tokens_are_zero():
     gathered = UpdateMetrics()
     gathered.grad_norms.append(0.0)
     assert gathered.summary() == {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0}
+
+
+# pi_trainer / pi_engine of three responses' tokens: 2 * 0.5, 3 and 0.25 * 2; the last column is tool output.
+RATIOS = torch.tensor([[2.0, 0.5, 9.0], [3.0, nan, nan], [0.25, 2.0, 9.0]], dtype=torch.float64)
+SEEN = record([[2]] * 3, [[2, 2, 2], [2], [2, 2, 2]], rollout_logprobs_BT=torch.full((3, 3), -1.0, dtype=torch.float64))
+SEEN = SEEN.replace(action_mask_BT=SEEN.response_mask_BT & torch.tensor([True, True, False]))
+LOG_2 = math.log(2)
+
+
+@pytest.mark.parametrize("parts", [[[0, 1, 2]], [[2], [0, 1]], [[1], [0], [2]]])
+def test_the_gap_between_trainer_and_engine(parts):
+    gap = SamplingGap()
+    for part in parts:
+        gap.add(RATIOS[part].log() - 1.0, SEEN.select(torch.tensor(part)))
+    assert gap.summary() == {
+        "sampling/sampling_logp_difference/mean": pytest.approx((5 * LOG_2 + math.log(3)) / 5),
+        "sampling/sampling_logp_difference/max": pytest.approx(2 * LOG_2),
+        "mismatch/mean": pytest.approx(4.5 / 3),  # of 1, 3 and 1/2
+        "mismatch/max": pytest.approx(3.0),
+        "mismatch/ess": pytest.approx(4.5**2 / (1 + 9 + 0.25) / 3),
+    }
+
+
+def test_a_gap_beyond_all_numbers_leaves_finite_ones():
+    gap = SamplingGap()
+    gap.add(torch.tensor([[1e4]]), record([[2]], [[2]]))
+    assert all(math.isfinite(value) for value in gap.summary().values())
+    assert gap.summary()["mismatch/ess"] == pytest.approx(1.0)
+
+
+def test_a_gap_that_nobody_saw_is_no_number():
+    assert all(math.isnan(value) for value in SamplingGap().summary().values())

@@ -1,6 +1,7 @@
 """How an iteration is split in memory changes no number, and what carries no signal changes no weight."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from tpg.aggregation import Constant, SequenceMean, SequenceSum, TokenMean
 from tpg.estimators.group import GRPO
 from tpg.estimators.reinforce import ReinforceEMA
 from tpg.kl import KLInLoss, KLInReward
+from tpg.mismatch import Truncated
 from tpg.objectives.ppo_clip import PPOClip
+from tpg.policies.base import Policy
 from tpg.training.options import Optimizer, Update
 
 SAME = {"atol": 1e-10, "rtol": 1e-8}
@@ -178,16 +181,30 @@ def test_kl_in_the_loss_counts_for_responses_without_a_weight(tmp_path):
 
 def test_old_log_probabilities_are_the_rollouts_before_the_first_step(tmp_path):
     module = trained(tmp_path, update=Update(epochs=2), objective=PPOClip())
-    assert module.metrics["rollout/logprob_gap"] < 1e-5
+    assert module.metrics["sampling/sampling_logp_difference/mean"] < 1e-5
     assert module.metrics["ratio"] != pytest.approx(1.0, abs=1e-6)
     single = trained(tmp_path, objective=PPOClip())
     assert single.metrics["ratio"] == pytest.approx(1.0, abs=1e-6)
     assert single.experience.trajectories.old_logprobs_BT is None
 
 
-def test_a_group_engine_of_one_response_works_without_a_group(tmp_path):
-    from dataclasses import replace
+@pytest.mark.parametrize(("update", "before"), [(Update(), 0), (Update(epochs=2), 16)])
+def test_a_correction_takes_no_pass_before_the_only_update(tmp_path, update, before, monkeypatch):
+    calls = []
+    statistics = Policy.statistics
 
+    def counting(policy, trajectories, *arguments, **options):
+        calls.append(len(trajectories))
+        return statistics(policy, trajectories, *arguments, **options)
+
+    monkeypatch.setattr(Policy, "statistics", counting)
+    module = trained(tmp_path, update=update, objective=PPOClip(), mismatch=Truncated())
+    assert sum(calls) == before + sum(module.recorder.micro_batches)
+    assert module.metrics["mismatch/ess"] == pytest.approx(1.0)
+    assert module.metrics["sampling/sampling_logp_difference/max"] < 1e-5
+
+
+def test_a_group_engine_of_one_response_works_without_a_group(tmp_path):
     module = trained(tmp_path, engine=replace(ENGINE, responses_per_prompt=1), estimator=ReinforceEMA())
     assert module.metrics["grad_norm"] > 0
     assert module.metrics["reward_std"] == 0.0

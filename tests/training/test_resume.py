@@ -14,6 +14,7 @@ RUN = [
     *["optimizer.schedule=cosine", "optimizer.warmup_steps=2", "objective=ppo_clip"],
     *["update.epochs=2", "update.responses_per_minibatch=8", "update.responses_per_microbatch=3"],
 ]
+LAGGED = ["rollout.lag=1", "mismatch=sequence_truncate"]
 LATE = random.SystemRandom().uniform(0.0, 0.4)
 
 
@@ -34,6 +35,10 @@ def terminated(folder):
     return stopped_and_resumed(folder, signal.SIGTERM, has_rows(3), overrides=overrides)
 
 
+def lagged(folder):
+    return stopped_and_resumed(folder, signal.SIGTERM, has_rows(3), overrides=[*LAGGED, "checkpoint.every=100"])
+
+
 def longer(folder):
     train(folder, *RUN, "optimizer.schedule=constant")
     return resume(folder, "iterations=8")
@@ -50,6 +55,8 @@ def runs(tmp_path_factory):
             "early": pool.submit(stopped_and_resumed, root / "early", signal.SIGKILL, has_rows(1)),
             "late": pool.submit(stopped_and_resumed, root / "late", signal.SIGKILL, has_rows(4), LATE),
             "terminated": pool.submit(terminated, root / "terminated"),
+            "lagged": pool.submit(train, root / "lagged", *RUN, *LAGGED),
+            "lagged, terminated": pool.submit(lagged, root / "lagged_terminated"),
             "interrupted": pool.submit(interrupted, root / "interrupted", RUN, signal.SIGINT, has_rows(2)),
             "longer": pool.submit(longer, root / "longer"),
             "long": pool.submit(train, root / "long", *RUN, "optimizer.schedule=constant", "iterations=8"),
@@ -107,6 +114,16 @@ def test_sigterm_leaves_the_last_boundary_and_exit_code_143(runs):
     assert 3 <= left["rows"] < 6
     assert left["checkpoints"] == [f"iteration-{left['rows']:06d}.ckpt"]
     assert_same(folder, runs["whole"].result())
+
+
+def test_a_rollout_made_ahead_is_continued_from(runs):
+    folder, left = runs["lagged, terminated"].result()
+    assert left["checkpoints"] == [f"iteration-{left['rows']:06d}.ckpt"]
+    whole = runs["lagged"].result()
+    assert reproducible(folder) == reproducible(whole)
+    weights = "policy/model.safetensors"
+    assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
+    assert [float(row["rollout/staleness"]) for row in rows(folder)] == [0.0, *[1.0] * 5]
 
 
 def test_sigint_leaves_exit_code_130_and_says_how_to_continue(runs):

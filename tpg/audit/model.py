@@ -36,6 +36,8 @@ from tpg.training.shadow import group_gradients
 from tpg.training.warm_start import warm_start
 from tpg.trajectories import Trajectories
 
+RESPONSES = 16
+"""Sketched at a time, where the update does not say."""
 SKETCH = 64
 """Of the vocabulary and of the hidden state: a gradient is a vector of SKETCH^2 numbers."""
 
@@ -69,6 +71,9 @@ def audit_policy(
         group: type(getattr(experiment, group)).__name__ for group in ("objective", "aggregation", "kl", "mismatch")
     }
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    experiment, notes = experiment.on_this_machine(prepared.policy)
+    for note in notes:
+        (console or Console()).print(f"note: {note}", highlight=False)
     trainer = experiment.trainer.build(1, None, [], [], [])
     policy = prepared.policy.to(trainer.strategy.root_device)
     if experiment.warm_start.steps:
@@ -140,7 +145,9 @@ class Rollouts:
         """Batch 1, 2, ...: the rollouts of that iteration by the policy as it is; `for_all` estimators, or for none."""
         c = self.collector
         prefixes = c.stream.draw(number, c.rollout)
-        rollout = c.engine.generate(prefixes, c.rollout.sampling)
+        rollout = c.engine.generate(
+            prefixes, c.rollout.sampling, retain=any(m.estimator.continues for m in self.methods.values())
+        )
         scored = score(rollout, c.stream.prompts.examples, c.policy, c.reward_model).trajectories
         trajectories = c.with_lots(scored, number)
         asked = {name: m.estimator.requests(trajectories) for name, m in self.methods.items()} if for_all else {}
@@ -150,7 +157,7 @@ class Rollouts:
             trajectories,
             c.passes.temperature,
             self.projections,
-            c.passes.responses,
+            c.update.responses_per_microbatch or RESPONSES,
             distribution=any(requests.distribution for requests in asked.values()),
         )
         if any(requests.score_norms for requests in asked.values()):

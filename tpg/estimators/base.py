@@ -68,6 +68,8 @@ class Estimator(ABC):
     needs_critic: ClassVar[bool] = False
     """Whether it reads `trajectories.values_BT`, a critic's value before every response token."""
 
+    continues: ClassVar[bool] = False
+    """Whether it asks for continuations of its responses."""
     response_level: ClassVar[bool] = False
     """Whether every token of a response gets the same weight."""
 

@@ -1,6 +1,7 @@
 """What estimators share that value prefixes by continuing them."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -18,6 +19,8 @@ class PrefixValueEstimator(Estimator):
     The reward of a response is the value of its end and of nothing else: counted in with the n continuations of its own
     prefix, it would shrink the gradient by n/(n+1).
     """
+
+    continues: ClassVar[bool] = True
 
     continuations: int = Field(default=4, ge=1)
     """Of each prefix."""

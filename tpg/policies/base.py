@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tpg.component import component
+from tpg.policies.attention import Decoder, why_not
 from tpg.policies.logprobs import response_statistics
 from tpg.trajectories import Trajectories
 
@@ -79,6 +80,7 @@ class Policy(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.gradient_checkpointing = gradient_checkpointing
+        self._decoder: Decoder | None = None
         self.eval()
 
     @property
@@ -109,8 +111,14 @@ class Policy(nn.Module):
 
     def statistics(self, trajectories: Trajectories, temperature: float, **options: Any) -> Any:
         """Log-probabilities of the response tokens: `tpg.policies.logprobs.response_statistics` of this model."""
+        if self._decoder is None and self.shares_prompts(None):
+            self._decoder = Decoder(self.model)
         with dropout_off(self.model, checkpointing=self.gradient_checkpointing):
-            return response_statistics(self.model, trajectories, temperature, **options)
+            return response_statistics(self.model, trajectories, temperature, decoder=self._decoder, **options)
+
+    def shares_prompts(self, tokens: int | None) -> bool:
+        """Whether `statistics` of contexts of so many tokens computes a prompt once for all its responses."""
+        return why_not(self.model, tokens) is None
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in Hugging Face format; adapters are merged into the weights."""

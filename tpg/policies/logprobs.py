@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from tpg.numerics import TokenStatistics, token_statistics
+from tpg.policies.attention import Decoder, why_not
+from tpg.policies.head import head_statistics
+from tpg.policies.shared_prefix import layout_of
 from tpg.trajectories import Trajectories
+
+LayoutName = Literal["shared", "padded", "packed"]
 
 
 def response_statistics(
@@ -18,20 +23,34 @@ def response_statistics(
     *,
     distribution: bool = False,
     hidden: bool = False,
-    layout: Literal["padded", "packed"] = "padded",
+    layout: LayoutName | None = None,
+    decoder: Decoder | None = None,
 ) -> TokenStatistics:
     """Statistics of every response token, each (B, T), zero outside `response_mask_BT`. Differentiable.
 
-    Logits are made at the positions that predict a response token and nowhere else. `padded` runs a rectangle;
-    `packed` runs all the trajectories end to end in one row without a padding token, which needs an attention
-    implementation that tells sequences apart by their position ids. With `hidden` also the hidden states of the same
-    pass, (B, T, H).
+    Logits are made at the positions that predict a response token and nowhere else. `shared` computes every distinct
+    prompt once, no padding token, and never holds all logits; it needs a model of which `why_not` is None, whose
+    `Decoder` may be given. `padded` runs a rectangle; `packed` runs all the trajectories end to end in one row without
+    a padding token, which needs an attention implementation that tells sequences apart by their position ids. None
+    takes `shared` where that can be and else `padded`. With `hidden` also the hidden states of the same pass,
+    (B, T, H).
     """
     mask_BT = trajectories.response_mask_BT
     tokens_N = trajectories.response_ids_BT[mask_BT]
-    with _inputs_of(model.get_output_embeddings() if hidden else None) as states:
-        logits_NV = (_padded_logits if layout == "padded" else _packed_logits)(model, trajectories)
-    statistics = token_statistics(logits_NV, tokens_N, temperature, distribution=distribution)
+    if layout is None:
+        layout = "padded" if why_not(model, context(trajectories)) else "shared"
+    if layout == "shared":
+        decoder = decoder or Decoder(model)
+        row = layout_of(trajectories)
+        states_SH = decoder(row.ids_S[None], row.positions_S[None], row.attention)[0]
+        hidden_NH = states_SH.index_select(0, row.predicts_N)
+        statistics = head_statistics(decoder.head, hidden_NH, tokens_N, temperature, distribution=distribution)
+    else:
+        with _inputs_of(model.get_output_embeddings() if hidden else None) as states:
+            logits_NV = (_padded_logits if layout == "padded" else _packed_logits)(model, trajectories)
+        statistics = token_statistics(logits_NV, tokens_N, temperature, distribution=distribution)
+        if hidden:
+            hidden_NH = states[0][:, :-1][mask_BT] if layout == "padded" else states[0][0]
 
     def scattered(values_N: Tensor | None) -> Tensor | None:
         if values_N is None:
@@ -42,13 +61,17 @@ def response_statistics(
     assert logprobs_BT is not None
     hidden_BTH = None
     if hidden:
-        (state,) = states
-        hidden_NH = state[:, :-1][mask_BT] if layout == "padded" else state[0]
         hidden_BTH = hidden_NH.new_zeros(*mask_BT.shape, hidden_NH.shape[-1])
         hidden_BTH = hidden_BTH.masked_scatter(mask_BT[..., None], hidden_NH)
     return TokenStatistics(
         logprobs_BT, scattered(statistics.entropy), scattered(statistics.sum_squared_probs), hidden_BTH
     )
+
+
+def context(trajectories: Trajectories) -> int:
+    """The most tokens that any of them has, prompt and response."""
+    lengths_B = trajectories.prompt_mask_BP.sum(-1) + trajectories.lengths_B
+    return int(lengths_B.max()) if len(lengths_B) else 0
 
 
 def response_hidden_states(trunk: Any, trajectories: Trajectories) -> Tensor:

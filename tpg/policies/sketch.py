@@ -74,7 +74,7 @@ def sketched(
     for index in torch.arange(len(trajectories)).split(responses):
         part = trajectories.select(index).trimmed().to(policy.device)
         with _captured(policy) as seen:
-            statistics = policy.statistics(part, temperature, distribution=distribution)
+            statistics = policy.statistics(part, temperature, distribution=distribution, layout="padded")
         left_BTL, right_BTR = _factors(part, seen, temperature, projections)
         found = {"left": left_BTL, "right": right_BTR, "old_logprobs_BT": statistics.logprobs[..., None]}
         if distribution:

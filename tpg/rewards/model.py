@@ -8,7 +8,10 @@ from typing import Self
 
 from tpg.errors import UserError
 from tpg.rewards.base import RewardTerm, Sample
-from tpg.rewards.workers import Failure, Workers
+from tpg.rewards.workers import Failure, Job, Workers
+
+Pending = list[Job]
+"""A sample that is being scored: a job for each term."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Rewards:
 
 
 class RewardModel:
-    """Scores complete responses in `workers` processes, which start at the first call.
+    """Scores complete responses in `workers` processes, which start at the first call. Threads may share one.
 
     A response for which a term raises, overstays its `timeout_s`, gives no finite number or ends its process is
     unscored; it costs no other response its reward. Raises `UserError` when there is no term.
@@ -42,7 +45,16 @@ class RewardModel:
 
     def score(self, samples: Sequence[Sample]) -> Rewards:
         """Give every term's value for every sample, and their weighted sum."""
-        outcomes = self._workers.score(samples)
+        return self.collect(self.submit(samples))
+
+    def submit(self, samples: Sequence[Sample]) -> list[Pending]:
+        """Begin to score samples, each by itself; returns at once."""
+        jobs, terms = self._workers.submit(samples), len(self.terms)
+        return [jobs[start : start + terms] for start in range(0, len(jobs), terms)]
+
+    def collect(self, pending: Sequence[Pending]) -> Rewards:
+        """Wait for samples that were submitted, in whatever order; the same as `score` of them in this order."""
+        outcomes = self._workers.outcomes([job for jobs in pending for job in jobs])
         values: dict[str, list[float]] = {}
         failures: dict[str, dict[str, int]] = {}
         first_failure: dict[str, str] = {}

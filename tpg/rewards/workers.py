@@ -38,34 +38,63 @@ class Failure:
     """One line: the exception's type and message, or what else happened."""
 
 
+class Job:
+    """One term's value for one sample, under way in a pool of processes."""
+
+    def __init__(self, sample: bytes, term: bytes, timeout_s: float) -> None:
+        self.arguments = (term, sample)
+        self.timeout_s = timeout_s
+        self.pool: pebble.ProcessPool
+        self.future: pebble.ProcessFuture
+
+    def schedule(self, pool: pebble.ProcessPool) -> None:
+        """Queue it."""
+        self.pool = pool
+        try:
+            self.future = pool.schedule(_score, args=self.arguments, timeout=self.timeout_s)
+        except RuntimeError:  # the pool is broken
+            self.future = pebble.ProcessFuture()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has no outcome of its own: its pool broke, or was closed."""
+        if not self.future.done() or self.future.cancelled():
+            return True
+        return isinstance(self.future.exception(), BrokenProcessPool)
+
+
 class Workers:
-    """Processes that score; one whose term overstays its time-out is killed and replaced."""
+    """Processes that score; one whose term overstays its time-out is killed and replaced. Threads may share them."""
 
     def __init__(self, terms: Sequence[RewardTerm], processes: int) -> None:
         self._terms = [(pickle.dumps(term), term.timeout_s) for term in terms]
         self._processes = processes
         self._pool = self._new_pool()
+        self._lock = threading.Lock()
 
-    def score(self, samples: Sequence[Sample]) -> list[float | Failure]:
-        """Give, sample by sample, each term's finite value, or why it has none."""
-        jobs = list(product(map(pickle.dumps, samples), self._terms))
-        outcomes: list[float | Failure] = [Failure("process died", "every process died at once")] * len(jobs)
-        remaining = list(range(len(jobs)))
+    def submit(self, samples: Sequence[Sample]) -> list[Job]:
+        """Begin with each term's value for every sample, sample by sample."""
+        jobs = [Job(sample, term, limit) for sample, (term, limit) in product(map(pickle.dumps, samples), self._terms)]
+        self._schedule(jobs)
+        return jobs
+
+    def outcomes(self, jobs: Sequence[Job]) -> list[float | Failure]:
+        """Wait for what was submitted: finite values, or why there is none."""
+        waited: Sequence[Job] = jobs
         # A process that dies before it has said what it works on breaks the pool, and all its open jobs are lost.
-        for _ in range(ATTEMPTS):
-            futures = self._schedule([jobs[job] for job in remaining])
-            lost = []
-            for job, future in zip(remaining, futures, strict=True):
-                if not future.done() or isinstance(future.exception(), BrokenProcessPool):
-                    lost.append(job)
-                else:
-                    outcomes[job] = _outcome(future)
-            if not lost:
+        for attempt in range(1, ATTEMPTS + 1):
+            for pool in {job.pool for job in waited}:
+                futures = [job.future for job in waited if job.pool is pool]
+                while pool.active and concurrent.futures.wait(futures, timeout=1).not_done:
+                    pass
+            waited = [job for job in waited if job.lost]
+            if not waited:
                 break
-            remaining = lost
-            self.close()
-            self._pool = self._new_pool()
-        return outcomes
+            self._replace({job.pool for job in waited})
+            if attempt < ATTEMPTS:
+                self._schedule(waited)
+        dead = Failure("process died", "every process died at once")
+        return [dead if job.lost else _outcome(job.future) for job in jobs]
 
     def close(self) -> None:
         """Kill the processes."""
@@ -76,18 +105,17 @@ class Workers:
         terms = [term for term, _ in self._terms]
         return pebble.ProcessPool(self._processes, initializer=_start, initargs=(terms,), context=_Context())
 
-    def _schedule(self, jobs: Sequence[tuple[bytes, tuple[bytes, float]]]) -> list[pebble.ProcessFuture]:
-        """Start the jobs and wait until they are done or the pool is broken."""
-        futures = []
-        for sample, (term, timeout_s) in jobs:
-            try:
-                future = self._pool.schedule(_score, args=(term, sample), timeout=timeout_s)
-            except RuntimeError:  # the pool is broken
-                future = pebble.ProcessFuture()
-            futures.append(future)
-        while self._pool.active and concurrent.futures.wait(futures, timeout=1).not_done:
-            pass
-        return futures
+    def _schedule(self, jobs: Sequence[Job]) -> None:
+        with self._lock:
+            for job in jobs:
+                job.schedule(self._pool)
+
+    def _replace(self, broken: set[pebble.ProcessPool]) -> None:
+        """Close the pool if it is one of these; another thread may have done so before."""
+        with self._lock:
+            if self._pool in broken:
+                self.close()
+                self._pool = self._new_pool()
 
 
 def _outcome(future: pebble.ProcessFuture) -> float | Failure:

@@ -36,6 +36,20 @@ def no_step() -> None:
     """Called after a decoding step by default: does nothing."""
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A response that is complete while others are still being generated."""
+
+    place: int
+    """Its row in what `generate` will return: where `expanded(prefixes)` has it."""
+    token_ids: tuple[int, ...]
+    """All of the response as the record will hold it: given tokens first, the end token where it was sampled."""
+    reason: FinishReason
+
+
+OnFinished = Callable[[Sequence[Finished]], None]
+
+
 @component
 class RolloutOptions(ABC):
     """How many responses are generated an iteration, how they are sampled, and by what."""
@@ -50,11 +64,19 @@ class RolloutOptions(ABC):
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
     min_p: float | None = Field(default=None, ge=0, lt=1)
+    lag: int = Field(default=0, ge=0, le=1)
+    """Iterations between the policy that generates a rollout and the one that learns from it; 1 frees an engine to
+    generate beside the update.
+    """
 
     @property
     def sampling(self) -> Sampling:
         """How training responses are drawn."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+
+    def other_precision(self, precision: str) -> str | None:
+        """What it decodes in where that is not what an update at `trainer.precision` computes in; None where it is."""
+        return None
 
     def check(self) -> None:  # noqa: B027
         """Raise `UserError` for what this machine lacks. Loads nothing."""
@@ -72,8 +94,24 @@ class Engine(ABC):
         self.policy = policy
 
     @property
+    def beside_trainer(self) -> bool:
+        """Whether it holds weights of its own, and so can generate in a thread while the policy is trained."""
+        return False
+
+    def hold(self) -> None:  # noqa: B027
+        """Take the policy's weights as they are now for the next `generate`, whatever becomes of them meanwhile.
+
+        Called only where `beside_trainer`; without it `generate` reads the policy when it is called.
+        """
+
+    @property
     def note(self) -> str | None:
         """What its user should know before the run, in a line."""
+        if self.options.lag and not self.beside_trainer:
+            return (
+                f"rollout.lag={self.options.lag}: this engine reads the policy's own weights; it generates the next"
+                " rollout before the update, not beside it, which saves no time"
+            )
         return None
 
     @abstractmethod
@@ -85,13 +123,16 @@ class Engine(ABC):
         version: int = 0,
         on_step: Callable[[], None] = no_step,
         retain: bool = False,
+        on_finished: OnFinished | None = None,
     ) -> Trajectories:
         """Continue every prefix once for each of its keys; a prefix's continuations lie side by side.
 
         A continuation's response holds the given tokens too, outside `action_mask_BT`. Log-probabilities are the
         untruncated policy's at the sampling temperature (at 1 when greedy). `on_step` is called after each decoding
-        step and may raise to end the generation. With `retain` an engine may keep what it computed, so that prefixes
-        whose `parent` is one of these trajectories need not be computed again; the policy may not change meanwhile.
+        step and may raise to end the generation. `on_finished` is given responses as they are complete, in any order,
+        each at most once, so that they are scored while others are generated; what it never got is scored afterwards.
+        With `retain` an engine may keep what it computed until `release`, so that prefixes whose `parent` is one of
+        these trajectories are not computed again; the policy may not change meanwhile.
         """
 
     def release(self) -> None:  # noqa: B027
@@ -120,6 +161,15 @@ class Continuation:
 def expanded(prefixes: Sequence[Prefix]) -> list[Continuation]:
     """Every continuation that is wanted, in order."""
     return [Continuation(prefix, key, i) for prefix in prefixes for i, key in enumerate(prefix.keys)]
+
+
+def finished(part: Trajectories, start: int) -> list[Finished]:
+    """Consecutive rows of the output, from row `start`, as finished responses."""
+    rows = zip(part.response_ids_BT, part.response_mask_BT, part.finish_reason_B.tolist(), strict=True)
+    return [
+        Finished(start + i, tuple(ids[mask].tolist()), FinishReason(reason))
+        for i, (ids, mask, reason) in enumerate(rows)
+    ]
 
 
 def assembled(

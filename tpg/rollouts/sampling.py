@@ -36,24 +36,27 @@ class Drawn(NamedTuple):
 def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> Drawn:
     """One token a row; `uniforms_B` in [0, 1). The log-probability is the untruncated policy's, in float32 or wider."""
     logits_BV = logits_BV.float() if logits_BV.dtype in (torch.bfloat16, torch.float16) else logits_BV
+    if sampling.temperature not in (0, 1):
+        logits_BV = logits_BV / sampling.temperature
     if sampling.temperature == 0:
-        tokens_B = logits_BV.argmax(-1)
+        tokens_B, logsumexp_B = logits_BV.argmax(-1), logits_BV.logsumexp(-1)
+    elif sampling.truncates:
+        tokens_B, _ = _inverse_cdf(truncated(logits_BV, sampling), uniforms_B)
+        logsumexp_B = logits_BV.logsumexp(-1)
     else:
-        if sampling.temperature != 1:
-            logits_BV = logits_BV / sampling.temperature
-        tokens_B = _inverse_cdf(truncated(logits_BV, sampling).softmax(-1), uniforms_B)
-    logprobs_B = logits_BV.gather(-1, tokens_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
-    return Drawn(tokens_B, logprobs_B)
+        tokens_B, logsumexp_B = _inverse_cdf(logits_BV, uniforms_B)
+    return Drawn(tokens_B, logits_BV.gather(-1, tokens_B[:, None])[:, 0] - logsumexp_B)
 
 
-def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
-    cdf_BV = probs_BV.cumsum(-1)
-    # The last entry may miss 1 by rounding: scale the number instead of the distribution. `right` skips tokens of
-    # probability zero; rounding up to the very end must not step past the last token that has any.
-    targets_B = (uniforms_B.to(cdf_BV) * cdf_BV[:, -1])[:, None]
-    tokens_B = torch.searchsorted(cdf_BV, targets_B, right=True)[:, 0]
-    last_B = torch.searchsorted(cdf_BV, cdf_BV[:, -1:].contiguous())[:, 0]
-    return torch.minimum(tokens_B, last_B)
+def _inverse_cdf(logits_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens, and the logarithm of the sum that makes the logits probabilities: one exponential for both."""
+    largest_B1 = logits_BV.amax(-1, keepdim=True)
+    mass_BV = (logits_BV - largest_B1).exp_().cumsum(-1)
+    total_B = mass_BV[:, -1]
+    # `right` skips tokens of probability zero; rounding to the very end must not step past the last one that has any.
+    tokens_B = torch.searchsorted(mass_BV, (uniforms_B.to(mass_BV) * total_B)[:, None], right=True)[:, 0]
+    last_B = torch.searchsorted(mass_BV, total_B[:, None].contiguous())[:, 0]
+    return torch.minimum(tokens_B, last_B), total_B.log() + largest_B1[:, 0]
 
 
 def truncated(logits_BV: Tensor, sampling: Sampling) -> Tensor:

@@ -11,7 +11,17 @@ from torch import Tensor
 from tpg.component import component
 from tpg.policies.base import Policy
 from tpg.randomness import uniforms
-from tpg.rollouts.engine import Continuation, Engine, Prefix, RolloutOptions, assembled, expanded, no_step
+from tpg.rollouts.engine import (
+    Continuation,
+    Engine,
+    OnFinished,
+    Prefix,
+    RolloutOptions,
+    assembled,
+    expanded,
+    finished,
+    no_step,
+)
 from tpg.rollouts.sampling import Sampling, draw
 from tpg.trajectories import FinishReason, Trajectories, concatenate
 
@@ -42,13 +52,17 @@ class TransformersEngine(Engine):
         version: int = 0,
         on_step: Callable[[], None] = no_step,
         retain: bool = False,
+        on_finished: OnFinished | None = None,
     ) -> Trajectories:
-        """See `Engine.generate`; nothing is retained."""
+        """See `Engine.generate`; nothing is retained, and responses finish a batch at a time."""
         rows = expanded(prefixes)
         parts = []
         size = self.options.batch_responses
         for start in range(0, len(rows), size):
-            parts.append(_generate_batch(self.policy, rows[start : start + size], sampling, version, on_step))
+            part = _generate_batch(self.policy, rows[start : start + size], sampling, version, on_step)
+            parts.append(part)
+            if on_finished:
+                on_finished(finished(part, start))
         return concatenate(parts)
 
 

@@ -14,7 +14,7 @@ from tpg.rollouts.engine import Engine, Prefix
 from tpg.rollouts.sampling import GREEDY
 from tpg.training.passes import Passes
 from tpg.training.prompts import PromptStream
-from tpg.training.scoring import score
+from tpg.training.scoring import Scoring
 from tpg.trajectories import Trajectories
 
 
@@ -50,7 +50,8 @@ class Answering:
 
     def greedy_rewards(self, trajectories: Trajectories, greedy: Trajectories, state: State) -> tuple[Tensor, Tensor]:
         """For each trajectory the reward of its prompt's greedy response, and whether that was scored."""
-        rewards_B, scored_B = self._rewards(greedy, state)
+        scoring = Scoring((), self.stream.prompts.examples, self.passes.policy, self.reward_model)
+        rewards_B, scored_B = self._rewards(greedy, scoring, state)
         place = {identity: i for i, identity in enumerate(_identity(greedy))}
         own_B = torch.tensor([place[identity] for identity in _identity(trajectories)])
         return rewards_B[own_B], scored_B[own_B]
@@ -61,10 +62,17 @@ class Answering:
         if not places:
             return Continued(torch.zeros(0), 0, 0)
         prefixes = [self._prefix(trajectories, *places[o], wanted, iteration) for o in range(len(places))]
-        made = self.engine.generate(prefixes, self.engine.options.sampling, version=iteration - 1, on_step=self.on_step)
+        scoring = Scoring(prefixes, self.stream.prompts.examples, self.passes.policy, self.reward_model)
+        made = self.engine.generate(
+            prefixes,
+            self.engine.options.sampling,
+            version=iteration - 1,
+            on_step=self.on_step,
+            on_finished=scoring.finished,
+        )
         generated = int(made.action_mask_BT.sum())
         # Complete responses count: what was given was chosen by the policy too.
-        rewards_B, scored_B = self._rewards(made.replace(action_mask_BT=made.response_mask_BT), state)
+        rewards_B, scored_B = self._rewards(made.replace(action_mask_BT=made.response_mask_BT), scoring, state)
         totals = torch.where(scored_B, rewards_B, 0.0).view(-1, wanted.count).sum(-1)
         counts = scored_B.view(-1, wanted.count).sum(-1)
         return Continued((totals / counts)[torch.tensor(owners)], generated, int((~scored_B).sum()))
@@ -101,8 +109,8 @@ class Answering:
             parent=parent,
         )
 
-    def _rewards(self, trajectories: Trajectories, state: State) -> tuple[Tensor, Tensor]:
-        scored = score(trajectories, self.stream.prompts.examples, self.passes.policy, self.reward_model).trajectories
+    def _rewards(self, trajectories: Trajectories, scoring: Scoring, state: State) -> tuple[Tensor, Tensor]:
+        scored = scoring.scored(trajectories).trajectories
         if self.method.moves_rewards:
             scored = self.passes.with_logprobs(scored, old=True)
         assert scored.scored_B is not None

@@ -1,8 +1,9 @@
 """One iteration up to the update: generate, score, answer the estimator's requests, weigh."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 
@@ -13,12 +14,14 @@ from tpg.policies.critic import Critic
 from tpg.randomness import Purpose, key, uniforms
 from tpg.rewards.model import RewardModel
 from tpg.rollouts.engine import Engine, RolloutOptions
+from tpg.training.ahead import Ahead, Rollout
 from tpg.training.answers import Answering
 from tpg.training.minibatches import ExperienceLoader, experience_loader
 from tpg.training.options import Update
 from tpg.training.passes import Passes
 from tpg.training.prompts import PromptStream
-from tpg.training.scoring import Scored, score
+from tpg.training.scoring import Scored, Scoring
+from tpg.training.splitting import Limits
 from tpg.trajectories import Trajectories
 
 
@@ -71,6 +74,8 @@ class Collector:
     on_step: Callable[[], None]
     """Called after every decoding step; may raise to end the generation."""
     critic: Critic | None = None
+    ahead: Ahead = field(default_factory=Ahead, init=False)
+    """The next iteration's rollout, with `rollout.lag`."""
 
     @property
     def policy(self) -> Policy:
@@ -85,8 +90,7 @@ class Collector:
     @property
     def passes(self) -> Passes:
         """The policy, its reference and the critic over given trajectories."""
-        responses = self.update.responses_per_microbatch
-        return Passes(self.policy, self.reference, self.rollout.temperature, responses, self.critic)
+        return Passes(self.policy, self.reference, self.rollout.temperature, self.update, self.critic)
 
     @torch.no_grad()
     def collect(self, iteration: int, state: dict[str, dict[str, float]]) -> Experience:
@@ -94,19 +98,20 @@ class Collector:
         watch = Stopwatch()
         estimator, method = self.method.estimator, self.method
         answering = Answering(self.engine, self.stream, self.reward_model, method, self.passes, self.on_step)
-        prefixes = self.stream.draw(iteration, self.rollout)
-        rollout = self.engine.generate(prefixes, self.rollout.sampling, version=iteration - 1, on_step=self.on_step)
+        rollout = self.ahead.of(iteration) if self.rollout.lag else None
+        if rollout is None:
+            rollout = self.generated(iteration, iteration - 1, self.on_step)
         watch.lap("rollout")
-        scored = score(rollout, self.stream.prompts.examples, self.policy, self.reward_model)
+        scored = rollout.scored()
         watch.lap("reward")
         trajectories = self.with_lots(scored.trajectories, iteration) if estimator.draws else scored.trajectories
-        generated = int(rollout.action_mask_BT.sum())
+        generated = int(trajectories.action_mask_BT.sum())
 
         requests = estimator.requests(trajectories)
         answers = Answers(state=state["estimator"])
         asked: dict[str, float] = {}
         if requests.greedy:
-            greedy = answering.greedy(prefixes, iteration)
+            greedy = answering.greedy(self.stream.draw(iteration, self.rollout), iteration)
             watch.lap("rollout")
             rewards_B, scored_B = answering.greedy_rewards(trajectories, greedy, state)
             answers = replace(answers, greedy_rewards_B=rewards_B, greedy_scored_B=scored_B)
@@ -117,9 +122,12 @@ class Collector:
             answers = replace(answers, continued_values_K=continued.values_K)
             asked["num_tokens/continuations"] = continued.generated_tokens
             asked["continuations/unscored"] = continued.unscored
+            self.engine.release()
             watch.lap("rollout")
-        moves = self.update.steps(len(trajectories)) > 1
-        needs_old = moves or method.moves_rewards or method.mismatch.corrects
+        if self.rollout.lag:
+            self._begin_next(iteration)
+            watch.lap("rollout")
+        needs_old = self.update.steps(len(trajectories)) > 1 or method.moves_rewards
         trajectories = self.passes.with_logprobs(
             trajectories, old=needs_old, distribution=requests.distribution, values=True
         )
@@ -129,6 +137,50 @@ class Collector:
         watch.lap("estimate")
         generated += int(asked.get("num_tokens/greedy", 0) + asked.get("num_tokens/continuations", 0))
         return Experience(iteration, scored, weighed, generated, watch.seconds, asked, answers)
+
+    def generated(self, iteration: int, version: int, on_step: Callable[[], None]) -> Rollout:
+        """The responses of an iteration by the policy as it is, `version` iterations old; scored as they finish."""
+        prefixes = self.stream.draw(iteration, self.rollout)
+        scoring = Scoring(prefixes, self.stream.prompts.examples, self.policy, self.reward_model)
+        trajectories = self.engine.generate(
+            prefixes,
+            self.rollout.sampling,
+            version=version,
+            on_step=on_step,
+            # With a lag it is a younger policy that continues.
+            retain=self.method.estimator.continues and not self.rollout.lag,
+            on_finished=scoring.finished,
+        )
+        return Rollout(iteration, trajectories, scoring)
+
+    def _begin_next(self, iteration: int) -> None:
+        """The next iteration's responses by the policy of this one, which the update is about to change."""
+
+        def generate(on_step: Callable[[], None]) -> Rollout:
+            return self.generated(iteration + 1, iteration - 1, on_step)
+
+        if self.engine.beside_trainer:
+            self.on_step()
+            self.engine.hold()
+            self.ahead.begin(generate, self.policy.device.type)
+        else:
+            self.ahead.make(generate, self.on_step)
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Take back the rollout that a checkpoint holds."""
+        if state is not None:
+            examples = self.stream.prompts.examples
+            self.ahead.restore(state, Scoring((), examples, self.policy, self.reward_model))
+
+    def close(self) -> None:
+        """End what generates beside the update."""
+        self.ahead.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def loader(self, experience: Experience) -> ExperienceLoader:
         """The experience as micro-batches."""
@@ -141,6 +193,7 @@ class Collector:
             self.stream.seed,
             experience.iteration,
             whole_groups=self.method.objective.needs_groups,
+            limits=Limits.of(self.update, self.policy, self.critic, experience.trajectories),
         )
 
     def with_lots(self, trajectories: Trajectories, iteration: int) -> Trajectories:

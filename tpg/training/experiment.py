@@ -1,6 +1,8 @@
 """A whole experiment as typed options, and what must hold between them."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -13,14 +15,15 @@ from tpg.kl import KL
 from tpg.method import Method
 from tpg.mismatch import Mismatch
 from tpg.objectives.base import Objective
-from tpg.policies.base import PolicyOptions
+from tpg.policies.base import Policy, PolicyOptions
 from tpg.policies.critic import CriticOptions, NoCritic
 from tpg.rewards.base import RewardTerm
 from tpg.rewards.model import check_columns
 from tpg.rollouts.engine import RolloutOptions
 from tpg.tasks.base import Task
 from tpg.training.loggers import LoggerOptions
-from tpg.training.options import Audit, Checkpointing, Evaluation, Optimizer, TrainerOptions, Update, WarmStart
+from tpg.training.optimizers import OptimizerOptions
+from tpg.training.options import Audit, Checkpointing, Evaluation, TrainerOptions, Update, WarmStart
 
 
 @component
@@ -44,7 +47,7 @@ class Experiment:
     """Of the bonus for the entropy at every response token."""
     rollout: RolloutOptions
     update: Update
-    optimizer: Optimizer
+    optimizer: OptimizerOptions
     warm_start: WarmStart
     trainer: TrainerOptions
     evaluation: Evaluation
@@ -71,6 +74,14 @@ class Experiment:
         """The same with another estimator."""
         return replace(self, estimator=estimator)
 
+    def on_this_machine(self, policy: Policy, kept: Path | None = None) -> tuple["Experiment", list[str]]:
+        """With the trainer's precision chosen if it was left open, and what is to be said of that (see there)."""
+        if self.trainer.precision != "auto":
+            return self, []
+        trainer, note = self.trainer.on_this_machine(policy, kept)
+        chosen = replace(self, trainer=trainer)
+        return chosen, [note, *chosen.precision_warnings()]
+
     def check(self) -> list[str]:
         """Raise `UserError` for options that cannot go together or are missing; return warnings, a line each."""
         group, needed = self.rollout.responses_per_prompt, self.estimator.min_group
@@ -86,6 +97,11 @@ class Experiment:
                 f" responses of an iteration and needs at least {least}"
             )
         self.check_method()
+        if self.rollout.lag and not self.mismatch.corrects:
+            raise UserError(
+                f"rollout.lag={self.rollout.lag}: the policy that generates is older than the one that learns, and"
+                " nothing corrects for it; use mismatch=sequence_truncate, or rollout.lag=0"
+            )
         if not self.reward_model:
             raise UserError("reward_model: is empty; name one or more terms, e.g. reward_model=[exact_answer]")
         if self.warm_start.steps and type(self.task).demonstrations is Task.demonstrations:
@@ -100,6 +116,7 @@ class Experiment:
         self.rollout.check()
         self.critic.check(self.policy)
         self.trainer.check()
+        self.optimizer.check()
         for name, logger in self.logger.items():
             logger.check(f"logger.{name}")
         return list(self._warnings())
@@ -159,4 +176,15 @@ class Experiment:
             yield (
                 "rollout.top_k, top_p or min_p cut the policy's distribution: responses are no samples of the policy"
                 " whose gradient is taken, which biases it"
+            )
+        yield from self.precision_warnings()
+
+    def precision_warnings(self) -> Iterator[str]:
+        """Whether rollout and update will compute in different precisions; not known before one is chosen."""
+        precision = self.trainer.precision
+        decodes = None if precision == "auto" else self.rollout.other_precision(precision)
+        if decodes and not self.mismatch.corrects:
+            yield (
+                f"the rollout decodes in {decodes}, the update computes in {precision}: their log-probabilities differ"
+                " (sampling/sampling_logp_difference), which mismatch=sequence_truncate corrects"
             )

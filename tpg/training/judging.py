@@ -58,7 +58,10 @@ def judge(run: EvaluationRun) -> float:
     held_out = render_prompts(task, examples.evaluation, policy.tokenizer, limit, task.overlong_prompts)
     for note in examples.notes:
         console.print(f"note: {note}", highlight=False)
-    trainer = run.trainer.build(1, None, [], [], [])
+    trainer_options, note = run.trainer.on_this_machine(policy)
+    if note:
+        console.print(f"note: {note}", highlight=False)
+    trainer = trainer_options.build(1, None, [], [], [])
     policy.to(trainer.strategy.root_device)
     with (
         RewardModel(run.reward_model, run.reward_workers) as reward_model,

@@ -8,14 +8,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tpg.mismatch import ratios
+from tpg.mismatch import gaps
 from tpg.numerics import masked_mean, masked_sum
 from tpg.training.experience import Experience
 from tpg.trajectories import Trajectories
 
+GAP_MEAN, GAP_MAX = (f"sampling/sampling_logp_difference/{what}" for what in ("mean", "max"))
 
-def iteration_metrics(experience: Experience) -> dict[str, float]:
-    """What rollout, rewards and estimator say; means are over scored responses, and NaN where there is none."""
+
+def iteration_metrics(experience: Experience, gap: "SamplingGap") -> dict[str, float]:
+    """What rollout, rewards and estimator say; means are over scored responses, and NaN where there is none.
+
+    `gap` is what the update has seen; it stands where no pass has come before the update.
+    """
     trajectories = experience.trajectories
     rewards_B, scored_B, group_B = trajectories.rewards_B, trajectories.scored_B, trajectories.group_B
     assert rewards_B is not None
@@ -33,6 +38,7 @@ def iteration_metrics(experience: Experience) -> dict[str, float]:
         "completions/unscored": float((~scored_B).sum()),
         "completions/dropped": float((scored_B & ~experience.weighed.kept_B).sum()),
         "completions/updated": float(experience.weighed.needed_B.sum()),
+        "rollout/staleness": float((experience.iteration - 1 - trajectories.version_B).float().mean()),
         "entropy": float(-masked_mean(trajectories.rollout_logprobs_BT, trajectories.action_mask_BT)),
     }
     metrics |= experience.asked
@@ -44,9 +50,9 @@ def iteration_metrics(experience: Experience) -> dict[str, float]:
     if "coefficient" in experience.weighed.state["kl"]:
         metrics["kl_coefficient"] = experience.weighed.state["kl"]["coefficient"]
     if trajectories.old_logprobs_BT is not None:
-        gap_BT = (trajectories.old_logprobs_BT - trajectories.rollout_logprobs_BT).abs()
-        metrics["rollout/logprob_gap"] = float(masked_mean(gap_BT, trajectories.action_mask_BT))
-        metrics |= _mismatch(trajectories)
+        gap = SamplingGap()
+        gap.add(trajectories.old_logprobs_BT, trajectories)
+    metrics |= gap.summary()
     for name, values_B in trajectories.reward_terms_B.items():
         valid = values_B[~values_B.isnan()]
         metrics[f"rewards/{name}/mean"] = float(valid.mean())
@@ -70,16 +76,6 @@ def value_metrics(values_N: Tensor, returns_N: Tensor) -> dict[str, float]:
     }
 
 
-def _mismatch(trajectories: Trajectories) -> dict[str, float]:
-    """How far the trainer's probabilities of whole responses are from the engine's.
-
-    The effective sample size is `(sum w)^2 / sum w^2` over the number of responses: 1 where they agree.
-    """
-    ratio_B = ratios(trajectories, "sequence")[:, 0]
-    ess = ratio_B.sum().square() / (ratio_B.square().sum() * len(ratio_B))
-    return {"mismatch/mean": float(ratio_B.mean()), "mismatch/max": float(ratio_B.max()), "mismatch/ess": float(ess)}
-
-
 def _group_spread(rewards_B: Tensor, scored_B: Tensor, group_B: Tensor) -> tuple[float, float]:
     """Mean over groups of the standard deviation, and the share of groups whose rewards are all equal."""
     deviations, zeros = [], []
@@ -94,6 +90,41 @@ def _group_spread(rewards_B: Tensor, scored_B: Tensor, group_B: Tensor) -> tuple
 
 
 @dataclass
+class SamplingGap:
+    """How far the trainer's probabilities before the update are from the engine's, gathered part by part."""
+
+    total: float = 0.0
+    largest: float = 0.0
+    tokens: int = 0
+    log_ratios: list[Tensor] = field(default_factory=list)
+    """Of whole responses, nats, a tensor a part."""
+
+    def add(self, trainer_BT: Tensor, trajectories: Trajectories) -> None:
+        """Take in some responses with the trainer's log-probabilities."""
+        gap_BT = gaps(trainer_BT, trajectories).double().cpu()
+        self.total += float(gap_BT.abs().sum())
+        self.largest = max(self.largest, float(gap_BT.abs().max()))
+        self.tokens += int(trajectories.action_mask_BT.sum())
+        self.log_ratios.append(gap_BT.sum(-1))
+
+    def summary(self) -> dict[str, float]:
+        """Mean and largest distance of a token; mean, largest and effective sample size of pi_trainer / pi_engine.
+
+        These ratios are of whole responses. The effective sample size is `(sum w)^2 / sum w^2` over their number: 1
+        where they agree. NaN where no response was seen.
+        """
+        names = ("mismatch/mean", "mismatch/max", "mismatch/ess")
+        if not self.tokens:
+            return dict.fromkeys((GAP_MEAN, GAP_MAX, *names), math.nan)
+        logs_B = torch.cat(self.log_ratios).clamp(max=700.0)  # the largest whose exponential is a number
+        count = math.log(len(logs_B))
+        mean = logs_B.logsumexp(0) - count
+        square = (2 * logs_B).logsumexp(0) - count
+        values = (math.exp(log) for log in (mean, logs_B.max(), 2 * mean - square))
+        return {GAP_MEAN: self.total / self.tokens, GAP_MAX: self.largest, **dict(zip(names, values, strict=True))}
+
+
+@dataclass
 class UpdateMetrics:
     """What is gathered while the minibatches run."""
 
@@ -105,6 +136,8 @@ class UpdateMetrics:
     """Empty without a critic."""
     watched: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
+    gap: SamplingGap = field(default_factory=SamplingGap)
+    """Of the responses that pass through the only update."""
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, loss: Tensor, watched_BT: Mapping[str, Tensor], mask_BT: Tensor) -> None:

@@ -15,7 +15,7 @@ from tpg.randomness import torch_seed
 from tpg.training.experience import Collector, Experience
 from tpg.training.metrics import UpdateMetrics, iteration_metrics
 from tpg.training.minibatches import ExperienceLoader, MicroBatch
-from tpg.training.options import Optimizer
+from tpg.training.optimizers import OptimizerOptions
 
 
 class TrajectoryPolicyGradient(LightningModule):
@@ -28,7 +28,7 @@ class TrajectoryPolicyGradient(LightningModule):
     def __init__(
         self,
         collector: Collector,
-        optimizer: Optimizer,
+        optimizer: OptimizerOptions,
         total_steps: int,
     ) -> None:
         super().__init__()
@@ -60,6 +60,10 @@ class TrajectoryPolicyGradient(LightningModule):
         optimizer, schedule = self.optimizer_options.build(self.policy, self.total_steps, others)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Begin with an experience of this fit."""
+        self.experience = None
+
     def on_train_start(self) -> None:
         """Take the learning rate from the schedule: a checkpoint's may belong to a run of fewer iterations."""
         schedule: Any = self.lr_schedulers()
@@ -68,18 +72,24 @@ class TrajectoryPolicyGradient(LightningModule):
 
     def train_dataloader(self) -> ExperienceLoader:
         """The next iteration's experience."""
-        self.metrics = {}
-        iteration = self.trainer.current_epoch + 1
-        for callback in self._iteration_callbacks():
-            callback.on_iteration_start(self, iteration)
-        with self.trainer.precision_plugin.forward_context():
-            self.experience = self.collector.collect(iteration, self.method_state)
+        # Lightning asks twice when it resumes, and counts the epoch of the checkpoint only after the first time.
+        iteration = self.trainer.fit_loop.epoch_progress.current.processed + 1  # type: ignore[attr-defined]
+        if self.experience is None or self.iteration != iteration:
+            self._collect(iteration)
+        assert self.experience is not None
         loader = self.collector.loader(self.experience)
         if any(callback.compares_micro_batches for callback in self._iteration_callbacks()):
             loader = replace(loader, similar_lengths=False)
         self.trainer.accumulate_grad_batches = loader.parts
         self.update_metrics = UpdateMetrics()
         return loader
+
+    def _collect(self, iteration: int) -> None:
+        self.metrics = {}
+        for callback in self._iteration_callbacks():
+            callback.on_iteration_start(self, iteration)
+        with self.trainer.precision_plugin.forward_context():
+            self.experience = self.collector.collect(iteration, self.method_state)
 
     def training_step(self, batch: MicroBatch, index: int) -> Tensor:
         """The micro-batch's share of the minibatch's loss."""
@@ -99,6 +109,8 @@ class TrajectoryPolicyGradient(LightningModule):
             )
             loss = method.loss(statistics, trajectories, batch.size, self.method_state)
         self.update_metrics.add(loss.value, loss.watched_BT, trajectories.action_mask_BT)
+        if trajectories.old_logprobs_BT is None:
+            self.update_metrics.gap.add(statistics.logprobs, trajectories)
         total = loss.value
         if critic is not None:
             value_loss = critic.loss(critic(trajectories, statistics.hidden), trajectories, batch.size.tokens)
@@ -136,10 +148,15 @@ class TrajectoryPolicyGradient(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Close the iteration: its row of metrics, and the state that the next one starts from."""
         assert self.experience is not None
+        waiting = time.perf_counter()
+        self.collector.ahead.turn()
+        waited = time.perf_counter() - waiting
+        self.experience.seconds["rollout"] += waited
+        self.update_metrics.started += waited
         self.method_state = self.experience.weighed.state
         self.num_tokens += self.experience.generated_tokens
         self.metrics = {
-            **iteration_metrics(self.experience),
+            **iteration_metrics(self.experience, self.update_metrics.gap),
             **self.update_metrics.summary(),
             **({} if self.critic is None else {"critic/warmup": float(self.critic_alone)}),
             "num_tokens": self.num_tokens,
@@ -158,12 +175,17 @@ class TrajectoryPolicyGradient(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is carried from one iteration to the next beside the weights."""
-        checkpoint["tpg"] = {"method_state": self.method_state, "num_tokens": self.num_tokens}
+        checkpoint["tpg"] = {
+            "method_state": self.method_state,
+            "num_tokens": self.num_tokens,
+            "ahead": self.collector.ahead.state(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
         self.method_state = checkpoint["tpg"]["method_state"]
         self.num_tokens = checkpoint["tpg"]["num_tokens"]
+        self.collector.restore(checkpoint["tpg"].get("ahead"))
 
     def _iteration_callbacks(self) -> list[IterationCallback]:
         return [callback for callback in self.trainer.callbacks if isinstance(callback, IterationCallback)]  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """The options of a run that are no method: how the update is split, the optimizer, the hardware, what is kept."""
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,8 @@ from torch import nn
 from tpg.component import component
 from tpg.errors import UserError
 from tpg.estimators.base import Estimator
+from tpg.training.hardware import Precision, PrecisionName, fastest_precision
+from tpg.training.optimizers import Optimizer as Optimizer
 
 
 @component
@@ -22,48 +24,21 @@ class Update:
     """Passes over the responses."""
     responses_per_minibatch: int | None = Field(default=None, ge=1)
     """Responses an optimizer step; None: all of them."""
-    responses_per_microbatch: int = Field(default=16, ge=1)
-    """Responses a forward and backward pass; bounds memory and changes nothing else."""
+    tokens_per_microbatch: int | None = Field(default=2048, ge=1)
+    """Tokens that a forward and backward pass computes: each prompt once and its responses, or where the policy cannot
+    share prompts a rectangle with its padding. Bounds memory and changes nothing else; None: no bound."""
+    responses_per_microbatch: int | None = Field(default=None, ge=1)
+    """Responses of a pass, beside that bound; None: no bound."""
+
+    @property
+    def at_a_time(self) -> str:
+        """The bounds on memory in words."""
+        bounds = {"tokens": self.tokens_per_microbatch, "responses": self.responses_per_microbatch}
+        return " and ".join(f"at most {bound} {name}" for name, bound in bounds.items() if bound) or "all"
 
     def steps(self, responses: int) -> int:
         """Optimizer steps an iteration."""
         return self.epochs * math.ceil(responses / (self.responses_per_minibatch or responses))
-
-
-@component
-class Optimizer:
-    """AdamW with warm-up and a schedule. (arXiv 1711.05101.)"""
-
-    lr: float = Field(default=1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    warmup_steps: int = Field(default=0, ge=0)
-    """Optimizer steps over which the learning rate rises linearly."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How it falls to zero afterwards, by the last step of the run."""
-
-    def build(
-        self, module: nn.Module, total_steps: int, others: Sequence[tuple[nn.Module, float]] = ()
-    ) -> tuple[torch.optim.Optimizer, Any]:
-        """The optimizer over what is trainable, and its per-step schedule; `others` bring their own learning rate."""
-        groups = [
-            {"params": [parameter for parameter in part.parameters() if parameter.requires_grad], "lr": lr}
-            for part, lr in [(module, self.lr), *others]
-        ]
-        optimizer = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
-
-    def factor(self, step: int, total_steps: int) -> float:
-        """The learning rate's factor at optimizer step 0, 1, ..."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        done = min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps))
-        if self.schedule == "linear":
-            return 1.0 - done
-        if self.schedule == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * done))
-        return 1.0
 
 
 @component
@@ -72,7 +47,8 @@ class TrainerOptions:
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: Literal[1] = 1
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
+    precision: PrecisionName = "32-true"
+    """auto: bf16-mixed where that is measured to be faster for the policy's layers, else 32-true."""
     gradient_clip_val: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     deterministic: bool = False
@@ -85,12 +61,36 @@ class TrainerOptions:
         if not present.get(self.accelerator, True):
             raise UserError(f"trainer.accelerator={self.accelerator}: none here; use trainer=cpu or trainer=auto")
 
+    @property
+    def device_type(self) -> str:
+        """Of what Lightning will take: cpu, cuda or mps."""
+        wanted = {"auto": ("cuda", "mps"), "gpu": ("cuda", "mps")}.get(self.accelerator, (self.accelerator,))
+        present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        return next((device for device in wanted if present.get(device)), "cpu")
+
+    def on_this_machine(self, policy: nn.Module, kept: Path | None = None) -> tuple["TrainerOptions", str]:
+        """With the precision in which the policy is fastest here, and a note of it; nothing new if one is given.
+
+        The file `kept` holds the choice from the first time on, so that a run goes on in the precision that it began
+        in, on whatever machine.
+        """
+        if self.precision != "auto":
+            return self, ""
+        precision = Precision.read(kept) if kept is not None and kept.exists() else None
+        if precision is None:
+            precision = fastest_precision(policy, self.device_type)
+            if kept is not None:
+                precision.write(kept)
+        return replace(self, precision=precision.name), precision.note
+
     def build(
         self, iterations: int, folder: Path | None, callbacks: list[Any], loggers: list[Any], plugins: list[Any]
     ) -> Any:
         """A Trainer whose epochs are iterations."""
         from lightning.pytorch import Trainer
 
+        if self.precision == "auto":
+            raise ValueError("precision=auto is to be chosen first: on_this_machine(policy)")
         return Trainer(
             accelerator=self.accelerator,
             devices=self.devices,

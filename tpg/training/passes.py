@@ -8,17 +8,19 @@ from torch import Tensor
 
 from tpg.policies.base import Policy, Reference
 from tpg.policies.critic import Critic
+from tpg.training.options import Update
+from tpg.training.splitting import Limits, Splitter
 from tpg.trajectories import Trajectories
 
 
 @dataclass(frozen=True, eq=False)
 class Passes:
-    """The policy, its reference and a critic over trajectories, so many responses at a time."""
+    """The policy, its reference and a critic over trajectories, as many at a time as the update takes."""
 
     policy: Policy
     reference: Reference | None
     temperature: float
-    responses: int
+    update: Update
     critic: Critic | None = None
 
     @torch.no_grad()
@@ -33,9 +35,10 @@ class Passes:
         hidden = critic is not None and critic.reads_policy
         if not (old or critic or self.reference):
             return trajectories
-        parts = []
-        for index in torch.arange(len(trajectories)).split(self.responses):
-            part = trajectories.select(index).to(self.policy.device)
+        found: dict[str, Tensor] = {}
+        limits = Limits.of(self.update, self.policy, critic, trajectories)
+        for index in Splitter(trajectories, limits).parts(torch.arange(len(trajectories))):
+            part = trajectories.select(index).trimmed().to(self.policy.device)
             fields: dict[str, Tensor] = {}
             statistics: Any = None
             if old or hidden:
@@ -49,8 +52,11 @@ class Passes:
                 fields["values_BT"] = critic(part, statistics.hidden if hidden else None)
             if self.reference:
                 fields["ref_logprobs_BT"] = self.reference.logprobs(part, self.temperature)
-            parts.append({name: values.cpu() for name, values in fields.items()})
-        return trajectories.replace(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+            for name, values_BT in fields.items():
+                if name not in found:
+                    found[name] = torch.zeros(trajectories.response_mask_BT.shape, dtype=values_BT.dtype)
+                found[name][index, : values_BT.shape[1]] = values_BT.cpu()
+        return trajectories.replace(**found)
 
     @torch.enable_grad()
     def with_score_norms(self, trajectories: Trajectories) -> Trajectories:

@@ -5,7 +5,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ def run(
     """
     console = Console(soft_wrap=True)
     checkpoint = folder.newest_checkpoint()
-    _announce(experiment, prepared, folder, checkpoint, console)
+    experiment, notes = experiment.on_this_machine(prepared.policy, folder.precision)
+    _announce(experiment, replace(prepared, notes=(*prepared.notes, *notes)), folder, checkpoint, console)
     policy = prepared.policy
     stop = StopRequest(stop_file)
     stop.install()
@@ -104,7 +105,7 @@ def run(
         )
         evaluator = Evaluator(experiment.evaluation, engine, prepared.held_out, reward_model, stop.check)
         folder.cut_back(_iteration_of(checkpoint))
-        with Tracking(experiment.logger, folder, config, _iteration_of(checkpoint)) as tracking:
+        with collector, Tracking(experiment.logger, folder, config, _iteration_of(checkpoint)) as tracking:
             callbacks = [
                 PeriodicEvaluation(evaluator),
                 *([Shadows(experiment.shadow_estimators)] if experiment.shadow_estimators else []),
@@ -185,7 +186,7 @@ def _announce(
         f"an iteration: {rollout.prompts} prompts x {rollout.responses_per_prompt} responses = {responses} responses of"
         f" at most {rollout.max_response_tokens} tokens; {update.steps(responses)} optimizer step(s) on"
         f" {min(update.responses_per_minibatch or responses, responses)} responses each,"
-        f" {min(update.responses_per_microbatch, responses)} at a time in memory",
+        f" {update.at_a_time} at a time in memory",
         highlight=False,
     )
     for note in prepared.notes:

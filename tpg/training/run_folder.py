@@ -22,6 +22,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.policy = path / "policy"
         self.summary = path / "summary.json"
+        self.precision = path / "precision.json"
         self.learning_curve = path / "learning_curve.png"
         self._columns: list[str] = []
 

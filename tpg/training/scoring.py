@@ -1,15 +1,16 @@
 """Rewards onto trajectories."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from tpg.policies.base import Policy
 from tpg.rewards.base import Sample
-from tpg.rewards.model import RewardModel
+from tpg.rewards.model import Pending, RewardModel
+from tpg.rollouts.engine import Finished, Prefix, expanded
 from tpg.tasks.base import Example
-from tpg.trajectories import Trajectories
+from tpg.trajectories import FinishReason, Trajectories
 
 
 @dataclass(frozen=True)
@@ -23,33 +24,77 @@ class Scored:
     first_failure: dict[str, str]
 
 
+class Scoring:
+    """The rewards of one rollout, begun for each response as soon as that is complete.
+
+    A reward model without worker processes scores when all are there.
+    """
+
+    def __init__(
+        self, prefixes: Sequence[Prefix], examples: Sequence[Example], policy: Policy, reward_model: RewardModel
+    ) -> None:
+        self.examples = examples
+        self.policy = policy
+        self.reward_model = reward_model
+        self._rows = [continuation.prefix.row for continuation in expanded(prefixes)]
+        self._begun: dict[int, tuple[Sample, Pending]] = {}
+        self._in_advance = isinstance(reward_model, RewardModel)
+
+    def finished(self, responses: Sequence[Finished]) -> None:
+        """What an engine calls: begin to score these."""
+        if self._in_advance:
+            new = [response for response in responses if response.place not in self._begun]
+            self._begin(
+                {
+                    response.place: self._sample(
+                        response.token_ids, response.reason == FinishReason.LENGTH, self._rows[response.place]
+                    )
+                    for response in new
+                }
+            )
+
+    def scored(self, trajectories: Trajectories) -> Scored:
+        """Every trajectory's reward, in their order, once all are generated. Unscored rewards read 0."""
+        columns = (trajectories.response_ids_BT, trajectories.response_mask_BT)
+        tokens = [tuple(ids[mask].tolist()) for ids, mask in zip(*columns, strict=True)]
+        truncated, rows = trajectories.truncated_B.tolist(), trajectories.row_B.tolist()
+        missing = {
+            place: self._sample(tokens[place], truncated[place], rows[place])
+            for place in range(len(tokens))
+            if place not in self._begun
+        }
+        if self._in_advance:
+            self._begin(missing)
+            samples = tuple(self._begun[place][0] for place in range(len(tokens)))
+            assert all(s.token_ids == ids for s, ids in zip(samples, tokens, strict=True)), "scored other tokens"
+            rewards = self.reward_model.collect([self._begun[place][1] for place in range(len(tokens))])
+        else:
+            samples = tuple(missing.values())
+            rewards = self.reward_model.score(samples)
+        scored = trajectories.replace(
+            rewards_B=torch.tensor(rewards.total, dtype=torch.float32).nan_to_num(),
+            scored_B=torch.tensor(rewards.scored),
+            reward_terms_B={name: torch.tensor(values, dtype=torch.float32) for name, values in rewards.terms.items()},
+        )
+        return Scored(scored, samples, rewards.failures, rewards.first_failure)
+
+    def _begin(self, samples: Mapping[int, Sample]) -> None:
+        pending = self.reward_model.submit(list(samples.values()))
+        for (place, sample), jobs in zip(samples.items(), pending, strict=True):
+            self._begun[place] = sample, jobs
+
+    def _sample(self, token_ids: tuple[int, ...], truncated: bool, row: int) -> Sample:
+        example = self.examples[row]
+        return Sample(
+            prompt=example.text,
+            response=self.policy.decode(list(token_ids)),
+            token_ids=token_ids,
+            truncated=truncated,
+            answer=example.answer,
+            columns=example.columns,
+        )
+
+
 def score(trajectories: Trajectories, examples: Sequence[Example], policy: Policy, reward_model: RewardModel) -> Scored:
     """Every trajectory's reward; `examples` are the rows that `row_B` counts. Unscored rewards read 0."""
-    samples = tuple(
-        _sample(ids[mask].tolist(), bool(truncated), examples[row], policy)
-        for ids, mask, truncated, row in zip(
-            trajectories.response_ids_BT,
-            trajectories.response_mask_BT,
-            trajectories.truncated_B,
-            trajectories.row_B.tolist(),
-            strict=True,
-        )
-    )
-    rewards = reward_model.score(samples)
-    scored = trajectories.replace(
-        rewards_B=torch.tensor(rewards.total, dtype=torch.float32).nan_to_num(),
-        scored_B=torch.tensor(rewards.scored),
-        reward_terms_B={name: torch.tensor(values, dtype=torch.float32) for name, values in rewards.terms.items()},
-    )
-    return Scored(scored, samples, rewards.failures, rewards.first_failure)
-
-
-def _sample(token_ids: list[int], truncated: bool, example: Example, policy: Policy) -> Sample:
-    return Sample(
-        prompt=example.text,
-        response=policy.decode(token_ids),
-        token_ids=tuple(token_ids),
-        truncated=truncated,
-        answer=example.answer,
-        columns=example.columns,
-    )
+    return Scoring((), examples, policy, reward_model).scored(trajectories)

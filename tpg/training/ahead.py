@@ -1,0 +1,114 @@
+"""The next iteration's rollout, made before this iteration's update or beside it."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpg.training.scoring import Scored, Scoring
+from tpg.trajectories import Trajectories
+
+OnStep = Callable[[], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """An iteration's responses, whose scoring has begun."""
+
+    iteration: int
+    trajectories: Trajectories
+    scoring: Scoring
+
+    def scored(self) -> Scored:
+        """Their rewards, once all have come."""
+        return self.scoring.scored(self.trajectories)
+
+    def state(self) -> dict[str, Any]:
+        """All that was sampled, as plain tensors."""
+        fields = {field.name: getattr(self.trajectories, field.name) for field in dataclasses.fields(self.trajectories)}
+        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+        return {"iteration": self.iteration, "tensors": tensors}
+
+
+class EndedError(Exception):
+    """Raised in the thread, whose result nobody wants any more."""
+
+
+class Ahead:
+    """Keeps the rollout of the next iteration, and makes it in a thread if the engine can work beside the trainer.
+
+    The iteration in hand keeps its own rollout until it is closed, since a run that is stopped before that begins the
+    iteration anew.
+    """
+
+    def __init__(self) -> None:
+        self._current: Rollout | None = None
+        self._next: Rollout | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._ended = False
+
+    def of(self, iteration: int) -> Rollout | None:
+        """The rollout that was made ahead for this iteration."""
+        return self._current if self._current is not None and self._current.iteration == iteration else None
+
+    def make(self, generate: Callable[[OnStep], Rollout], on_step: OnStep) -> None:
+        """Make the next rollout now."""
+        self._next = generate(on_step)
+
+    def begin(self, generate: Callable[[OnStep], Rollout], device: str) -> None:
+        """Begin to make it in a thread, in the caller's precision on `device`.
+
+        A request to stop does not end it: it is complete, as the update is, before the checkpoint is written from which
+        a run continues with the same numbers. `end` ends it.
+        """
+        self.end()  # an iteration may be begun anew
+        # Torch keeps the mixed precision of each thread by itself.
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        precision = torch.autocast(device, dtype=dtype, enabled=enabled)
+
+        def work() -> None:
+            try:
+                with torch.no_grad(), precision:
+                    self._next = generate(self._check)
+            except BaseException as failure:
+                self._failure = failure
+
+        self._ended, self._failure = False, None
+        self._thread = threading.Thread(target=work, name="rollout", daemon=True)
+        self._thread.start()
+
+    def turn(self) -> None:
+        """Close the iteration: wait for the next one's rollout, and raise here what failed in the thread."""
+        self._join()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        self._current, self._next = self._next, None
+
+    def end(self) -> None:
+        """End what is under way."""
+        self._ended = True
+        self._join()
+        self._next = self._failure = None
+
+    def state(self) -> dict[str, Any] | None:
+        """What a run continues from, beside the weights."""
+        return self._current.state() if self._current else None
+
+    def restore(self, state: Mapping[str, Any], scoring: Scoring) -> None:
+        """Take it back, still to be scored."""
+        self._current = Rollout(state["iteration"], Trajectories(**state["tensors"]), scoring)
+
+    def _check(self) -> None:
+        if self._ended:
+            raise EndedError
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
