@@ -5,7 +5,6 @@ It prints as it goes, keeps what is measured when its time is over, and survives
 
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,8 +13,6 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from benchmarks.arguments import parsed
 from benchmarks.gpu_options import GpuOptions

@@ -5,7 +5,6 @@ iteration by iteration, so that a busy machine slows both. Loading and the warm 
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -13,8 +12,6 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from benchmarks.arguments import parsed
 from benchmarks.learning_curves import Curve, summary

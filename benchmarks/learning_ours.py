@@ -3,19 +3,15 @@
 Run by `benchmarks.learning`, not by hand.
 """
 
-import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from benchmarks.learning_protocol import served
 from benchmarks.learning_task import LearningTask, told
 from benchmarks.protocol import Channel, Lap, Stopped, versions
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-import torch
-
 from tpg.training.experiment import Experiment
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 from tpg.training.run import Prepared

@@ -1,19 +1,16 @@
 """TRL's side of `benchmarks.learning`: its RLOO or GRPO trainer, an iteration when asked. Run in TRL's environment."""
 
-import os
 import tempfile
 from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from benchmarks.learning_protocol import served
 from benchmarks.learning_task import REWARDS, LearningTask, told
 from benchmarks.protocol import Channel, Lap, versions
 from benchmarks.trl_worker import TimedGRPO, TimedRLOO, config_of
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 
 class OnDemand(TrainerCallback):

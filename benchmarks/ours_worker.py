@@ -3,20 +3,16 @@
 Run by `benchmarks.step`, not by hand.
 """
 
-import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.protocol import Channel, Lap, Stopped, peak_memory, served, versions
-from benchmarks.workload import Workload, work_done
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from benchmarks.protocol import Channel, Lap, Stopped, peak_memory, served, versions
+from benchmarks.workload import Workload, work_done
 from tpg.training.experiment import Experiment
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 from tpg.training.run import Prepared

@@ -1,15 +1,12 @@
 """One iteration here and in TRL, the same work, in turns: `python -m benchmarks.step`. See `--help` and README.md."""
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from benchmarks.arguments import parsed
 from benchmarks.options import StepOptions

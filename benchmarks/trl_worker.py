@@ -3,21 +3,18 @@
 The trainers are TRL's, with two methods of a subclass around them: prompts come as tokens, and stages are timed.
 """
 
-import os
 import tempfile
 import time
 from typing import Any
-
-from benchmarks.protocol import Channel, Lap, peak_memory, served, versions
-from benchmarks.reward import token_reward
-from benchmarks.workload import Workload, work_done
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from benchmarks.protocol import Channel, Lap, peak_memory, served, versions
+from benchmarks.reward import token_reward
+from benchmarks.workload import Workload, work_done
 
 
 class Timed:

@@ -128,11 +128,12 @@ class Worker:
 
 
 def environment(threads: int, base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Of a worker: as many threads, which don't spin while they wait; modules from here; nothing is sent anywhere."""
+    """Of a worker: as many threads, which spin only briefly while they wait; modules from here; nothing is sent anywhere."""
     return {
         **base,
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "2000",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), base.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",

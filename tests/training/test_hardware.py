@@ -141,16 +141,16 @@ def test_a_run_is_continued_and_evaluated_in_the_precision_it_began_in(monkeypat
 
 
 @pytest.mark.parametrize("given", [None, "active"])
-def test_idle_threads_of_every_entry_wait_passively_unless_the_user_says_otherwise(given):
-    # The variable is read when torch loads, thus it must be set before.
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+def test_idle_threads_of_every_entry_soon_sleep_unless_the_user_says_otherwise(given):
+    # The variables are read when torch loads, thus they must be set before.
+    environment = {name: value for name, value in os.environ.items() if "OMP_" not in name}
     environment |= {"OMP_WAIT_POLICY": given} if given else {}
     code = (
         "import os, sys, importlib, pathlib\n"
         "loaded = []\n"
         "class Watch:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch': loaded.append(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "        if name == 'torch': loaded.append(os.environ.get('OMP_WAIT_POLICY') + os.environ.get('GOMP_SPINCOUNT'))\n"
         "sys.meta_path.insert(0, Watch())\n"
         "for name in ('train', 'evaluate', 'audit.__main__', 'sweep', 'show', 'report', 'compare'):\n"
         "    importlib.import_module('tpg.' + name)\n"
@@ -159,4 +159,4 @@ def test_idle_threads_of_every_entry_wait_passively_unless_the_user_says_otherwi
         "print(loaded[0])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [given or "passive"]
+    assert done.stdout.split() == [f"{given or 'passive'}2000"]
