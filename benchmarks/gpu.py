@@ -14,13 +14,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import parsed
-from benchmarks.gpu_options import GpuOptions
-from benchmarks.workers import MEMORY_WORDS
+from benchmarks.common.arguments import parsed
+from benchmarks.common.workers import MEMORY_WORDS
+from benchmarks.device.options import GpuOptions
 from tpg.errors import UserError
 
 COMMAND = "python -m benchmarks.gpu"
-TINY = {"models": ["tiny"], "prompts": 2, "responses_per_prompt": 2, "prompt_tokens": 8, "response_tokens": 8}
+TINY: dict[str, Any] = {
+    "models": ["tiny"],
+    "prompts": 2,
+    "responses_per_prompt": 2,
+    "prompt_tokens": 8,
+    "response_tokens": 8,
+}
 LEAST_SECONDS = 10.0
 """Of the time that must be left for something more to be begun."""
 
@@ -29,9 +35,9 @@ class GpuBench:
     """A run of the command: what it measures, and what it has measured so far."""
 
     def __init__(self, options: GpuOptions, folder: Path, say: Callable[[str], None]) -> None:
-        from benchmarks.checks import device_of
-        from benchmarks.gpu_measure import Clock
-        from benchmarks.machine import machine
+        from benchmarks.common.checks import device_of
+        from benchmarks.common.machine import machine
+        from benchmarks.device.measure import Clock
 
         device = device_of(options.device)
         self.clock = Clock(time.monotonic() + 60 * options.minutes)
@@ -52,9 +58,9 @@ class GpuBench:
 
     def run(self) -> None:
         """Rates, checks, then every model with every engine; written after each."""
-        from benchmarks import floor
-        from benchmarks.gpu_measure import OutOfTime
-        from benchmarks.machine import cores
+        from benchmarks.common import floor
+        from benchmarks.common.machine import cores
+        from benchmarks.device.measure import OutOfTime
         from tpg.training.run import quiet_libraries
 
         quiet_libraries()
@@ -80,7 +86,7 @@ class GpuBench:
 
     def check(self) -> None:
         """Correctness on a tiny model."""
-        from benchmarks.gpu_checks import checked, checks
+        from benchmarks.device.checks import checked, checks
 
         for name, check in checks(self.device, self.options.engines, self.options.seed):
             self.clock.check()
@@ -93,7 +99,7 @@ class GpuBench:
         """One model with one engine; out of memory is a result, and so is another failure."""
         import torch
 
-        from benchmarks.gpu_measure import OutOfTime, measure
+        from benchmarks.device.measure import OutOfTime, measure
 
         if self.clock.left < LEAST_SECONDS:
             raise OutOfTime

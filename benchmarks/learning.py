@@ -13,10 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import parsed
-from benchmarks.learning_curves import Curve, summary
-from benchmarks.learning_options import SETTINGS, LearningOptions
-from benchmarks.learning_task import LearningTask
+from benchmarks.common.arguments import parsed
+from benchmarks.curves.curves import Curve, summary
+from benchmarks.curves.options import SETTINGS, LearningOptions
+from benchmarks.curves.task import LearningTask
 from tpg.errors import UserError
 
 COMMAND = "python -m benchmarks.learning"
@@ -24,8 +24,8 @@ COMMAND = "python -m benchmarks.learning"
 
 def made_task(name: str, options: LearningOptions, seed: int, folder: Path) -> LearningTask:
     """The task with its policy, warm-started where the experiment says so and saved in the folder."""
-    from benchmarks.learning_ours import composed
-    from benchmarks.models import model_folder
+    from benchmarks.common.models import model_folder
+    from benchmarks.curves.ours import composed
     from tpg.training.hardware import fastest_precision
     from tpg.training.run import prepare
     from tpg.training.warm_start import warm_start
@@ -73,14 +73,14 @@ class Learning:
     """A run of the command: what it measures, and what it has measured so far."""
 
     def __init__(self, options: LearningOptions, folder: Path, say: Callable[[str], None]) -> None:
-        from benchmarks.checks import device_of, engine_of
-        from benchmarks.machine import cores, machine
-        from benchmarks.trl_environment import python_with_trl
+        from benchmarks.common.checks import device_of, engine_of
+        from benchmarks.common.machine import cores, machine
+        from benchmarks.common.trl_environment import python_with_trl
 
         rollout, device = engine_of(options.rollout, say), device_of(options.device)
         trl = python_with_trl(options.trl, say) if options.side == "both" else None
         python = {"ours": sys.executable, "trl": str(trl)}
-        self.commands = {side: [python[side], "-m", f"benchmarks.learning_{side}"] for side in options.sides}
+        self.commands = {side: [python[side], "-m", f"benchmarks.curves.{side}"] for side in options.sides}
         self.options = replace(options, rollout=rollout, device=device, threads=options.threads or cores())
         self.folder = folder
         self.say = say
@@ -114,7 +114,7 @@ class Learning:
 
     def side_by_side(self, task: LearningTask) -> dict[str, Curve]:
         """One seed of every side, in turns until each has reached the target or its bounds."""
-        from benchmarks.workers import Worker, WorkerFailed
+        from benchmarks.common.workers import Worker, WorkerFailed
 
         options = self.options
         curves = {side: Curve(side, task.seed, options.target, options.window) for side in self.commands}
@@ -157,7 +157,7 @@ class Learning:
 
     def write(self) -> None:
         """The figures so far, and their picture."""
-        from benchmarks.learning_picture import draw
+        from benchmarks.curves.picture import draw
 
         (self.folder / "learning.json").write_text(json.dumps(self.result, indent=1) + "\n")
         draw(self.folder / "learning.png", self.result)
@@ -221,8 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(table_of(learning.result))
     for note in learning.result["notes"]:
         console.print(f"note: {note}", highlight=False, markup=False)
-    for error in learning.failed:
-        console.print(f"failed: {error}", highlight=False, markup=False)
+    for failure in learning.failed:
+        console.print(f"failed: {failure}", highlight=False, markup=False)
     for title, name in (("figures", "learning.json"), ("picture", "learning.png")):
         console.print(f"{title}   {learning.folder / name}", highlight=False)
     return 1 if learning.failed else 0

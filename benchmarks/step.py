@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import parsed
-from benchmarks.options import StepOptions
-from benchmarks.workload import Workload
+from benchmarks.common.arguments import parsed
+from benchmarks.common.workload import Workload
+from benchmarks.iteration.options import StepOptions
 from tpg.errors import UserError
 
 COMMAND = "python -m benchmarks.step"
@@ -20,12 +20,12 @@ class Bench:
     """A run of the command: what it measures, and what it has measured so far."""
 
     def __init__(self, options: StepOptions, folder: Path, step: Callable[[str], None], say: Callable[[str], None]):
-        from benchmarks import floor
-        from benchmarks.checks import check_sweeps, device_of, engine_of
-        from benchmarks.machine import cores, machine
-        from benchmarks.models import model_folder
-        from benchmarks.trl_environment import python_with_trl
-        from benchmarks.turns import Commands
+        from benchmarks.common import floor
+        from benchmarks.common.checks import check_sweeps, device_of, engine_of
+        from benchmarks.common.machine import cores, machine
+        from benchmarks.common.models import model_folder
+        from benchmarks.common.trl_environment import python_with_trl
+        from benchmarks.iteration.turns import Commands
 
         check_sweeps(options)
         self.folder = folder
@@ -61,8 +61,8 @@ class Bench:
 
     def workloads(self, options: StepOptions, method: str) -> dict[str, Workload]:
         """What each side is asked to do."""
-        from benchmarks.models import model_folder, random_prompts
-        from benchmarks.turns import best_trl_rows, trl_rows
+        from benchmarks.common.models import model_folder, random_prompts
+        from benchmarks.iteration.turns import best_trl_rows, trl_rows
 
         model = model_folder(options.model)
         ours = Workload(
@@ -90,9 +90,9 @@ class Bench:
 
     def measure(self, options: StepOptions, method: str, name: str) -> dict[str, Any]:
         """A workload's record."""
-        from benchmarks.comparison import told
-        from benchmarks.floor import Shape, floor_of
-        from benchmarks.turns import measured
+        from benchmarks.common.floor import Shape, floor_of
+        from benchmarks.iteration.comparison import told
+        from benchmarks.iteration.turns import measured
 
         sides, ready = measured(self.commands, self.workloads(options, method), options.repeats, name)
         for side, answer in ready.items():
@@ -124,8 +124,8 @@ class Bench:
 
     def compare_gradients(self) -> None:
         """Every method's, and the lowest cosine."""
-        from benchmarks.gradients import compared_gradients
-        from benchmarks.workers import WorkerFailed
+        from benchmarks.common.workers import WorkerFailed
+        from benchmarks.iteration.gradients import compared_gradients
 
         for method in self.options.methods:
             try:
@@ -165,7 +165,7 @@ class Bench:
 
     def write(self) -> None:
         """What is known so far, as JSON and as a picture."""
-        from benchmarks.picture import draw
+        from benchmarks.iteration.picture import draw
 
         path = self.folder / "step.json"
         staging = path.with_suffix(".tmp")
@@ -188,7 +188,7 @@ def run(options: StepOptions) -> Bench:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from benchmarks.checks import new_folder
+    from benchmarks.common.checks import new_folder
 
     console = Console(soft_wrap=True)
     points = sum(len(options.points(sweep)[1]) for sweep in options.sweep)
@@ -220,7 +220,7 @@ def run(options: StepOptions) -> Bench:
 
 def show(bench: Bench, console: Any) -> None:
     """The tables, and where the files are."""
-    from benchmarks.table import sweep_table, table_of
+    from benchmarks.iteration.table import sweep_table, table_of
 
     for method, record in bench.result["methods"].items():
         console.print(table_of(f"{method}, {bench.options.precision}, {bench.options.threads} threads", record))
@@ -239,7 +239,7 @@ def show(bench: Bench, console: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code."""
-    from benchmarks.turns import UnequalWork
+    from benchmarks.iteration.turns import UnequalWork
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit, so that workers are ended
     try:

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_checks, gpu_measure
-from benchmarks.floor import Rates, Shape
+from benchmarks import gpu
+from benchmarks.common.floor import Rates, Shape
+from benchmarks.device import checks, measure
+from benchmarks.device.checks import checked, greedy_tokens
+from benchmarks.device.measure import Clock, OutOfTime, shares
 from benchmarks.gpu import main
-from benchmarks.gpu_checks import checked, greedy_tokens
-from benchmarks.gpu_measure import Clock, OutOfTime, shares
 
 CPU = ["device=cpu", "tiny=true"]
 SMALL = Shape(body_weights=100, head_weights=10, parameters=110, layers=1, query_width=2, key_width=1)
@@ -17,7 +18,7 @@ SMALL = Shape(body_weights=100, head_weights=10, parameters=110, layers=1, query
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    from benchmarks import floor
+    from benchmarks.common import floor
 
     monkeypatch.setattr(floor, "measure", lambda device, threads: Rates({"bf16": 2e9, "float32": 1e9}, 1e9))
 
@@ -70,7 +71,7 @@ def test_out_of_memory_is_a_result_and_the_next_model_is_tried(tmp_path, monkeyp
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         raise ValueError("something else")
 
-    monkeypatch.setattr(gpu_measure, "measure", measure)
+    monkeypatch.setattr(measure, "measure", measure)
     assert main([*CPU, "checks=false", f"run_dir={tmp_path}"]) == 1
     assert calls == ["native", "transformers"]
     assert [record["error"] for record in result(tmp_path)["measured"]] == [
@@ -83,7 +84,7 @@ def test_the_end_of_the_time_keeps_what_was_measured(tmp_path, monkeypatch, caps
     def measure(size, engine, options, device, rates, clock, update):
         Clock(clock.end - 1e6).check()
 
-    monkeypatch.setattr(gpu_measure, "measure", measure)
+    monkeypatch.setattr(measure, "measure", measure)
     assert main([*CPU, "checks=false", f"run_dir={tmp_path}"]) == 0
     told = result(tmp_path)
     assert (told["complete"], [record["error"] for record in told["measured"]]) == (False, ["out of time"])
@@ -91,22 +92,22 @@ def test_the_end_of_the_time_keeps_what_was_measured(tmp_path, monkeypatch, caps
 
 
 def test_nothing_is_begun_without_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_measure, "measure", lambda *_, **__: pytest.fail("begun"))
+    monkeypatch.setattr(measure, "measure", lambda *_, **__: pytest.fail("begun"))
     assert main([*CPU, "checks=false", "minutes=0.1", f"run_dir={tmp_path}"]) == 0
     assert result(tmp_path)["measured"] == []
 
 
 def test_a_running_measurement_ends_in_time(tmp_path):
-    from benchmarks.gpu_options import GpuOptions
+    from benchmarks.device.options import GpuOptions
 
     rates = Rates({"bf16": 1.0, "float32": 1.0}, 1.0)
     options = GpuOptions(**{**gpu.TINY, "response_tokens": 30})
     with pytest.raises(OutOfTime):
-        gpu_measure.measure("tiny", "native", options, "cpu", rates, Clock(0.0), True)
+        measure.measure("tiny", "native", options, "cpu", rates, Clock(0.0), True)
 
 
 def test_a_check_can_fail(monkeypatch):
-    generated = gpu_checks._generated
+    generated = checks._generated
 
     def wrong(engine, device, seed, sampling):
         policy, rollout = generated(engine, device, seed, sampling)
@@ -115,6 +116,6 @@ def test_a_check_can_fail(monkeypatch):
         return policy, rollout
 
     assert greedy_tokens("native", "cpu", 0)["passed"]
-    monkeypatch.setattr(gpu_checks, "_generated", wrong)
+    monkeypatch.setattr(checks, "_generated", wrong)
     assert greedy_tokens("native", "cpu", 0) == {"passed": False, "tokens_equal": False, "largest_gap": None}
     assert checked(lambda: 1 / 0) == {"passed": False, "error": "ZeroDivisionError: division by zero"}

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.curves.curves import Curve, summary
+from benchmarks.curves.options import LearningOptions
+from benchmarks.curves.task import LearningTask, quickstart, sort, told
 from benchmarks.learning import Learning, main, table_of
-from benchmarks.learning_curves import Curve, summary
-from benchmarks.learning_options import LearningOptions
-from benchmarks.learning_task import LearningTask, quickstart, sort, told
 
 TASK = LearningTask(
     name="sort",
@@ -127,11 +127,11 @@ def test_a_task_survives_the_wire():
 
 @pytest.mark.parametrize("name", ["sort", "quickstart"])
 def test_our_side_is_the_experiment_with_the_shared_reward_alone(name):
-    from benchmarks.learning_ours import composed, overrides
+    from benchmarks.curves.ours import composed, overrides
 
     made = composed(overrides(replace(TASK, name=name)))
     assert [(key, term.function) for key, term in made.reward_model.items()] == [
-        ("function", f"benchmarks.learning_task:{name}")
+        ("function", f"benchmarks.curves.task:{name}")
     ]
     assert (made.optimizer.lr, made.optimizer.betas, made.rollout.prompts) == (1e-3, (0.9, 0.99), 1)
     assert (made.trainer.precision, made.trainer.gradient_clip_val, made.warm_start.steps) == ("32-true", None, 0)
@@ -156,7 +156,7 @@ def test_ours_alone_on_a_tiny_model(tmp_path, capsys):
 
 FAKE = """
 import sys
-from benchmarks.learning_protocol import served
+from benchmarks.curves.protocol import served
 
 def work(task, channel):
     side, diary = sys.argv[1:]

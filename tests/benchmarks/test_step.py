@@ -4,17 +4,19 @@ import pytest
 import torch
 from workloads import workload
 
-from benchmarks import models
-from benchmarks.arguments import parsed
-from benchmarks.comparison import Side, cosine_and_norm, ratios, shares, told
-from benchmarks.floor import Floor, Rates, Shape, floor_of, forward_flops, shape_of
-from benchmarks.options import StepOptions
-from benchmarks.picture import draw
+from benchmarks.common import models
+from benchmarks.common.arguments import parsed
+from benchmarks.common.floor import Floor, Rates, Shape, floor_of, forward_flops, shape_of
+from benchmarks.common.workload import Workload, unequal_work, work_done
+from benchmarks.iteration.comparison import Side, cosine_and_norm, ratios, shares, told
+from benchmarks.iteration.options import StepOptions
+from benchmarks.iteration.picture import draw
+from benchmarks.iteration.table import gain
+from benchmarks.iteration.turns import trl_rows
 from benchmarks.step import COMMAND, main
-from benchmarks.table import gain
-from benchmarks.turns import trl_rows
-from benchmarks.workload import Workload, unequal_work, work_done
 from tpg.policies.tiny import Tiny
+
+MEASURE = "benchmarks.common.floor.measure"
 
 SMALL = Shape(body_weights=100, head_weights=10, parameters=110, layers=1, query_width=2, key_width=1)
 ASKED = {"prompts": 1, "prompt_tokens": 2, "responses": 2, "response_tokens": 3}
@@ -48,7 +50,7 @@ def run(generate, update, tokens=10, memory=100):
 )
 def test_a_mistake_is_told_in_one_line(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("benchmarks.floor.measure", lambda device, threads: Rates({"float32": 1.0, "bf16": 1.0}, 1.0))
+    monkeypatch.setattr(MEASURE, lambda device, threads: Rates({"float32": 1.0, "bf16": 1.0}, 1.0))
     assert main(arguments) == 2
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 1
@@ -156,7 +158,7 @@ def test_gradients_are_compared_as_one_vector():
 
 def test_our_side_runs_alone_and_leaves_figures_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(models, "CACHE", tmp_path / "models")
-    monkeypatch.setattr("benchmarks.floor.measure", lambda device, threads: Rates({"float32": 2e9, "bf16": 1e9}, 1e9))
+    monkeypatch.setattr(MEASURE, lambda device, threads: Rates({"float32": 2e9, "bf16": 1e9}, 1e9))
     folder = tmp_path / "run"
     assert main([*TINY, "methods=[rloo]", "response_tokens=6", "repeats=2", f"run_dir={folder}"]) == 0
     result = json.loads((folder / "step.json").read_text())
@@ -212,9 +214,9 @@ def test_a_sweep_outlives_a_side_that_runs_out_of_memory(tmp_path, monkeypatch, 
         return sides, {"ours": {"versions": {"tpg": "0.1.0"}, "shape": vars(SMALL), "rollout": "Native"}}
 
     monkeypatch.setattr(models, "CACHE", tmp_path / "models")
-    monkeypatch.setattr("benchmarks.floor.measure", lambda device, threads: Rates({"float32": 2e9, "bf16": 1e9}, 1e9))
-    monkeypatch.setattr("benchmarks.trl_environment.python_with_trl", lambda given, say: tmp_path / "python")
-    monkeypatch.setattr("benchmarks.turns.measured", pretend)
+    monkeypatch.setattr(MEASURE, lambda device, threads: Rates({"float32": 2e9, "bf16": 1e9}, 1e9))
+    monkeypatch.setattr("benchmarks.common.trl_environment.python_with_trl", lambda given, say: tmp_path / "python")
+    monkeypatch.setattr("benchmarks.iteration.turns.measured", pretend)
     folder = tmp_path / "run"
     sweep = ["sweep=groups", "sweep_values=[2,4,5]", "gradients=false", "methods=[grpo,rloo]"]
     assert main([*TINY[1:], "microbatch=6", "trl_microbatch=6", *sweep, f"run_dir={folder}"]) == 0

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from workloads import workload
 
-from benchmarks import trl_environment
-from benchmarks.turns import Commands, UnequalWork, best_trl_rows, measured
-from benchmarks.workers import Worker, WorkerFailed, environment
+from benchmarks.common import trl_environment
+from benchmarks.common.workers import Worker, WorkerFailed, environment
+from benchmarks.iteration.turns import Commands, UnequalWork, best_trl_rows, measured
 from tpg.errors import UserError
 
 FAKE = """
 import os, sys, time
 from pathlib import Path
-from benchmarks.protocol import Channel, served
-from benchmarks.workload import work_done
+from benchmarks.common.protocol import Channel, served
+from benchmarks.common.workload import work_done
 
 side, diary, mood = sys.argv[1:]
 

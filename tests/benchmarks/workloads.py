@@ -1,6 +1,6 @@
 """A workload from literal values."""
 
-from benchmarks.workload import Workload
+from benchmarks.common.workload import Workload
 
 
 def workload(**fields):

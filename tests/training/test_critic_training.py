@@ -194,7 +194,7 @@ def test_values_take_no_second_pass_of_the_policy(tmp_path, critic, passes):
             embedding.register_forward_hook(lambda _, __, out: calls.append(out.shape[0]))
 
     module = ppo(tmp_path, critic, update=Update(epochs=2), callbacks=[Counting()])
-    # One for the old log-probabilities with the values, one each update epoch, each in one row; the rollout runs 4 or 16.
+    # One for the old log-probabilities with the values and one each update epoch, in one row; the rollout's have more.
     assert calls.count(1) == 3 * passes
     assert module.experience.trajectories.values_BT.shape == module.experience.trajectories.action_mask_BT.shape
 

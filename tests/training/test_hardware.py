@@ -150,7 +150,7 @@ def test_idle_threads_of_every_entry_soon_sleep_unless_the_user_says_otherwise(g
         "loaded = []\n"
         "class Watch:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch': loaded.append(os.environ.get('OMP_WAIT_POLICY') + os.environ.get('GOMP_SPINCOUNT'))\n"
+        "        if name == 'torch': loaded.append(os.environ['OMP_WAIT_POLICY'] + os.environ['GOMP_SPINCOUNT'])\n"
         "sys.meta_path.insert(0, Watch())\n"
         "for name in ('train', 'evaluate', 'audit.__main__', 'sweep', 'show', 'report', 'compare'):\n"
         "    importlib.import_module('tpg.' + name)\n"

@@ -9,7 +9,7 @@ from typing import Any
 from tpg.errors import UserError
 from tpg.spelling import did_you_mean
 
-CACHE = Path(__file__).parent / ".models"
+CACHE = Path(__file__).parents[1] / ".models"
 
 QWEN3 = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4, "key_value_heads": 2, "vocab": 256},

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from benchmarks.protocol import Channel, Lap, Stopped, peak_memory, served, versions
-from benchmarks.workload import Workload, work_done
+from benchmarks.common.protocol import Channel, Lap, Stopped, peak_memory, served, versions
+from benchmarks.common.workload import Workload, work_done
 from tpg.training.experiment import Experiment
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 from tpg.training.run import Prepared
@@ -25,7 +25,7 @@ def overrides(workload: Workload) -> list[str]:
         f"policy.path={workload.model}",
         "task=sort",
         "reward_model=[function]",
-        "reward_model.function.function=benchmarks.reward:token_reward",
+        "reward_model.function.function=benchmarks.common.reward:token_reward",
         "reward_workers=1",
         f"algorithm={workload.method}",
         "kl=none",
@@ -141,7 +141,7 @@ def _synchronize() -> None:
 
 def work(workload: Workload, channel: Channel) -> None:
     """Load, say so, and train as long as iterations are asked for."""
-    from benchmarks.floor import shape_of
+    from benchmarks.common.floor import shape_of
     from tpg.rewards.model import RewardModel
     from tpg.training.run import collector_of
 

@@ -4,8 +4,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from benchmarks.learning_task import LearningTask
-from benchmarks.protocol import Channel, Stopped
+from benchmarks.common.protocol import Channel, Stopped
+from benchmarks.curves.task import LearningTask
 
 
 def served(work: Callable[[LearningTask, Channel], None]) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.comparison import cosine_and_norm
-from benchmarks.models import model_folder, random_prompts
-from benchmarks.turns import Commands
-from benchmarks.workload import Workload
+from benchmarks.common.models import model_folder, random_prompts
+from benchmarks.common.workload import Workload
+from benchmarks.iteration.comparison import cosine_and_norm
+from benchmarks.iteration.turns import Commands
 
 LENGTHS = (5, 12, 8, 3)
 """Of the prompts, tokens."""

@@ -10,7 +10,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.picture import COLORS, NAMES
+from benchmarks.iteration.picture import COLORS, NAMES
 
 
 def draw(path: Path, result: Mapping[str, Any]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_setup import module_of, overrides, prepared_of, qwen3_policy, trainer_of
-from benchmarks.learning_ours import composed
+from benchmarks.curves.ours import composed
+from benchmarks.device.setup import module_of, overrides, prepared_of, qwen3_policy, trainer_of
 from tpg.rollouts.sampling import Sampling
 
 PROMPTS, GROUP, PROMPT_TOKENS, TOKENS = 3, 4, 9, 24

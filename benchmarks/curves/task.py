@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.workload import Workload
+from benchmarks.common.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from benchmarks.options import Device, StepOptions
+from benchmarks.iteration.options import Device, StepOptions
 from tpg.errors import UserError
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import QWEN3
+from benchmarks.common.models import QWEN3
 
 
 def qwen3_policy(size: str, device: str, seed: int, positions: int) -> Any:
@@ -49,7 +49,7 @@ def overrides(
     """The command line of the experiment; its policy is given beside it."""
     return [
         *("policy=tiny", "task=sort", "reward_model=[function]", "reward_workers=1", "algorithm=rloo", "logger=[csv]"),
-        "reward_model.function.function=benchmarks.reward:token_reward",
+        "reward_model.function.function=benchmarks.common.reward:token_reward",
         f"rollout={engine}",
         f"rollout.prompts={prompts}",
         f"rollout.responses_per_prompt={responses}",

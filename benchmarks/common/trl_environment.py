@@ -10,7 +10,7 @@ from pathlib import Path
 from tpg.errors import UserError
 
 TRL = "trl==1.16.0"
-DEFAULT = Path(__file__).parent / ".trl"
+DEFAULT = Path(__file__).parents[1] / ".trl"
 
 
 def python_with_trl(given: str | None, say: Callable[[str], None]) -> Path:

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory", "memoryerror", "outofmemory")
 
 
 class Asked(Protocol):
-    """What a worker is told first, such as `benchmarks.workload.Workload`."""
+    """What a worker is told first, such as `benchmarks.common.workload.Workload`."""
 
     @property
     def threads(self) -> int:
@@ -128,7 +128,7 @@ class Worker:
 
 
 def environment(threads: int, base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Of a worker: as many threads, which spin only briefly while they wait; modules from here; nothing is sent anywhere."""
+    """Of a worker: as many threads, which soon sleep when idle; modules from here; nothing is sent anywhere."""
     return {
         **base,
         "OMP_NUM_THREADS": str(threads),

@@ -7,14 +7,16 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from benchmarks.learning_protocol import served
-from benchmarks.learning_task import REWARDS, LearningTask, told
-from benchmarks.protocol import Channel, Lap, versions
-from benchmarks.trl_worker import TimedGRPO, TimedRLOO, config_of
+from benchmarks.common.protocol import Channel, Lap, versions
+from benchmarks.curves.protocol import served
+from benchmarks.curves.task import REWARDS, LearningTask, told
+from benchmarks.iteration.trl import TimedGRPO, TimedRLOO, config_of
 
 
 class OnDemand(TrainerCallback):
     """Waits for a request before each optimizer step with its generation, and tells of it afterwards."""
+
+    trainer: Any
 
     def __init__(self, channel: Channel, scores: "Scores") -> None:
         self.channel = channel

@@ -12,9 +12,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from benchmarks.protocol import Channel, Lap, peak_memory, served, versions
-from benchmarks.reward import token_reward
-from benchmarks.workload import Workload, work_done
+from benchmarks.common.protocol import Channel, Lap, peak_memory, served, versions
+from benchmarks.common.reward import token_reward
+from benchmarks.common.workload import Workload, work_done
 
 
 class Timed:

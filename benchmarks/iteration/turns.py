@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import Side
-from benchmarks.workers import Worker, WorkerFailed
-from benchmarks.workload import Workload, unequal_work
+from benchmarks.common.workers import Worker, WorkerFailed
+from benchmarks.common.workload import Workload, unequal_work
+from benchmarks.iteration.comparison import Side
 
 TRIED = (8, 16, 32)
 """Micro-batches that `trl_microbatch=auto` tries."""
@@ -35,7 +35,7 @@ class Commands:
     ) -> "Commands":
         """This interpreter for our side, `trl` for TRL's."""
         python = {"ours": sys.executable, "trl": str(trl)}
-        by_side = {side: [python[side], "-m", f"benchmarks.{side}_worker"] for side in sides}
+        by_side = {side: [python[side], "-m", f"benchmarks.iteration.{side}"] for side in sides}
         return cls(by_side, logs, timeout_s, step)
 
     def worker(self, side: str, workload: Workload, name: str) -> Worker:

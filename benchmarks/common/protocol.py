@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workload import Workload
+from benchmarks.common.workload import Workload
 
 
 class Stopped(Exception):  # noqa: N818

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.learning_protocol import served
-from benchmarks.learning_task import LearningTask, told
-from benchmarks.protocol import Channel, Lap, Stopped, versions
+from benchmarks.common.protocol import Channel, Lap, Stopped, versions
+from benchmarks.curves.protocol import served
+from benchmarks.curves.task import LearningTask, told
 from tpg.training.experiment import Experiment
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 from tpg.training.run import Prepared
@@ -26,7 +26,7 @@ def overrides(task: LearningTask) -> list[str]:
         "warm_start.steps=0",  # the weights have had it
         "reward_model=[function]",
         *(["~reward_model.last_number"] if task.name == "quickstart" else []),  # the experiment says something of it
-        f"+reward_model.function.function=benchmarks.learning_task:{task.name}",
+        f"+reward_model.function.function=benchmarks.curves.task:{task.name}",
         "reward_workers=1",
         f"algorithm={task.method}",
         "kl=none",

@@ -1,0 +1,1 @@
+"""What the commands share: a side's process and its protocol, machines, models, least times."""

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.learning`: the way to a reward, here and in TRL."""

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.step`: one iteration, here and in TRL."""
