@@ -49,4 +49,4 @@ $(VLLM)/.ready: pyproject.toml constraints-vllm.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) benchmarks/.trl benchmarks/.models build dist *.egg-info

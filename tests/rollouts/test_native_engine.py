@@ -278,8 +278,11 @@ def test_other_policies_are_generated_by_transformers(made, reason):
     ("dtype", "precision", "other"),
     [
         ("auto", "32-true", None),
-        ("auto", "bf16-mixed", None),
-        ("bfloat16", "bf16-mixed", None),
+        ("auto", "bf16-mixed", "bfloat16"),
+        ("auto", "16-mixed", "float16"),
+        ("auto", "bf16-true", None),
+        ("bfloat16", "bf16-mixed", "bfloat16"),
+        ("bfloat16", "bf16-true", None),
         ("bfloat16", "32-true", "bfloat16"),
         ("policy", "bf16-mixed", "the type that the policy is held in"),
         ("policy", "32-true", None),

@@ -33,6 +33,11 @@ class Drawn(NamedTuple):
     logprobs_B: Tensor
 
 
+def on_device(uniforms: Tensor, device: torch.device) -> Tensor:
+    """Uniform numbers there: in float64, as they are made, where the device has it."""
+    return uniforms.float().to(device) if device.type == "mps" else uniforms.to(device)
+
+
 def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> Drawn:
     """One token a row; `uniforms_B` in [0, 1). The log-probability is the untruncated policy's, in float32 or wider."""
     logits_BV = logits_BV.float() if logits_BV.dtype in (torch.bfloat16, torch.float16) else logits_BV

@@ -22,7 +22,7 @@ from tpg.rollouts.engine import (
     finished,
     no_step,
 )
-from tpg.rollouts.sampling import Sampling, draw
+from tpg.rollouts.sampling import Sampling, draw, on_device
 from tpg.trajectories import FinishReason, Trajectories, concatenate
 
 
@@ -72,7 +72,7 @@ def _generate_batch(
     steps = max(row.prefix.max_tokens for row in rows)
     ids_BS, mask_BS = _left_padded([(*row.prefix.prompt_ids, *row.prefix.response_ids) for row in rows], policy.pad_id)
     ids_BS, mask_BS = ids_BS.to(policy.device), mask_BS.to(policy.device)
-    sampler = _Sampler(uniforms([row.key for row in rows], steps).to(policy.device), sampling, on_step)
+    sampler = _Sampler(on_device(uniforms([row.key for row in rows], steps), policy.device), sampling, on_step)
     with _plain_generation(policy.model, policy.pad_id, policy.end_ids, steps) as generate:
         sequences_BS = generate(
             input_ids=ids_BS,

@@ -66,7 +66,6 @@ class Ahead:
         A request to stop does not end it: it is complete, as the update is, before the checkpoint is written from which
         a run continues with the same numbers. `end` ends it.
         """
-        self.end()  # an iteration may be begun anew
         # Torch keeps the mixed precision of each thread by itself.
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         precision = torch.autocast(device, dtype=dtype, enabled=enabled)

@@ -161,6 +161,7 @@ class Collector:
 
         if self.engine.beside_trainer:
             self.on_step()
+            self.ahead.end()  # an iteration may be begun anew
             self.engine.hold()
             self.ahead.begin(generate, self.policy.device.type)
         else:

@@ -101,7 +101,7 @@ class SamplingGap:
 
     def add(self, trainer_BT: Tensor, trajectories: Trajectories) -> None:
         """Take in some responses with the trainer's log-probabilities."""
-        gap_BT = gaps(trainer_BT, trajectories).double().cpu()
+        gap_BT = gaps(trainer_BT, trajectories).cpu().double()
         self.total += float(gap_BT.abs().sum())
         self.largest = max(self.largest, float(gap_BT.abs().max()))
         self.tokens += int(trajectories.action_mask_BT.sum())

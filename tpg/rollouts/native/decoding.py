@@ -13,7 +13,7 @@ from tpg.randomness import uniforms
 from tpg.rollouts.engine import Continuation
 from tpg.rollouts.native.attention import Feeding
 from tpg.rollouts.native.cache import Context, Own, Shared
-from tpg.rollouts.sampling import Sampling, draw
+from tpg.rollouts.sampling import Sampling, draw, on_device
 from tpg.trajectories import FinishReason
 
 
@@ -144,7 +144,7 @@ class Decoding:
     def _take(self, states_RH: Tensor, logits_RV: Tensor, first: int) -> list[Decoded]:
         """Draw a token for every lane from `first` on; return those that end with it."""
         lanes = self.lanes[first:]
-        uniforms_R = torch.stack([lane.uniforms_T[len(lane.tokens)] for lane in lanes]).to(states_RH.device)
+        uniforms_R = on_device(torch.stack([lane.uniforms_T[len(lane.tokens)] for lane in lanes]), states_RH.device)
         drawn = draw(logits_RV, uniforms_R, self.sampling)
         for lane, token, logprob, state_H in zip(
             lanes, drawn.tokens_B.tolist(), drawn.logprobs_B.tolist(), states_RH, strict=True

