@@ -145,9 +145,8 @@ class Rollouts:
         """Batch 1, 2, ...: the rollouts of that iteration by the policy as it is; `for_all` estimators, or for none."""
         c = self.collector
         prefixes = c.stream.draw(number, c.rollout)
-        rollout = c.engine.generate(
-            prefixes, c.rollout.sampling, retain=any(m.estimator.continues for m in self.methods.values())
-        )
+        continues = for_all and any(method.estimator.continues for method in self.methods.values())
+        rollout = c.engine.generate(prefixes, c.rollout.sampling, retain=continues)
         scored = score(rollout, c.stream.prompts.examples, c.policy, c.reward_model).trajectories
         trajectories = c.with_lots(scored, number)
         asked = {name: m.estimator.requests(trajectories) for name, m in self.methods.items()} if for_all else {}
@@ -175,6 +174,7 @@ class Rollouts:
             answers, more = _answers(answering, trajectories, requests, greedy, number)
             generated = int(rollout.action_mask_BT.sum()) + more
             estimates[name] = (gradient(self.methods[name], answers), generated)
+        c.engine.release()
         return Batch(gradient(self.unbiased, Answers()), estimates)
 
 

@@ -47,7 +47,6 @@ class Decoder:
         assert reason is None, reason
         base = _base(model)
         base.config._attn_implementation = _registered()
-        self.config: Any = base.config.get_text_config()
         self.trunk: nn.Module = base.get_decoder()
         self.head: nn.Module = base.get_output_embeddings()
 

@@ -15,6 +15,13 @@ from torch import Tensor
 HALVES = (torch.bfloat16, torch.float16)
 
 
+def in_linear_memory(device: str, dtype: torch.dtype) -> bool:
+    """Whether a device's kernel takes what a model held in `dtype` computes; else scores are held, a length squared."""
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    return device == "cpu" or (device == "cuda" and dtype in HALVES)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool) -> tuple[Tensor, Tensor]:
     """The attended values and the logsumexp of the scores."""
     return _attend(_kernel(query), query, key, value, scale, causal)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from tpg.numerics import TokenStatistics, token_statistics
@@ -72,6 +73,7 @@ class _Statistics(torch.autograd.Function):
         return logprobs_N, moments[0], moments[1]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, tokens_N, logsumexp_N, entropy_N = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
@@ -128,7 +130,12 @@ def _reduced(
 
 def _is_plain(head: nn.Module) -> bool:
     """Whether it does nothing but multiply by its weight."""
-    return type(head) is nn.Linear and head.bias is None and not head._forward_hooks and not head._forward_pre_hooks
+    return type(head) is nn.Linear and head.bias is None and not _hooked(head)
+
+
+def _hooked(head: nn.Module) -> bool:
+    """Whether somebody listens to its calls, which would not be made."""
+    return any((head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks))
 
 
 def _in_chunks(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tpg.numerics import TokenStatistics, token_statistics
 from tpg.policies.attention import Decoder, why_not
+from tpg.policies.flash import in_linear_memory
 from tpg.policies.head import head_statistics
 from tpg.policies.shared_prefix import layout_of
 from tpg.trajectories import Trajectories
@@ -32,13 +33,15 @@ def response_statistics(
     prompt once, no padding token, and never holds all logits; it needs a model of which `why_not` is None, whose
     `Decoder` may be given. `padded` runs a rectangle; `packed` runs all the trajectories end to end in one row without
     a padding token, which needs an attention implementation that tells sequences apart by their position ids. None
-    takes `shared` where that can be and else `padded`. With `hidden` also the hidden states of the same pass,
-    (B, T, H).
+    takes `shared` where that can be, in memory linear in the length, and else `padded`. With `hidden` also the hidden
+    states of the same pass, (B, T, H).
     """
     mask_BT = trajectories.response_mask_BT
     tokens_N = trajectories.response_ids_BT[mask_BT]
     if layout is None:
-        layout = "padded" if why_not(model, context(trajectories)) else "shared"
+        held = next(model.parameters())
+        shared = why_not(model, context(trajectories)) is None and in_linear_memory(held.device.type, held.dtype)
+        layout = "shared" if shared else "padded"
     if layout == "shared":
         decoder = decoder or Decoder(model)
         row = layout_of(trajectories)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tpg.policies.flash import attend, attend_backward
 from tpg.trajectories import Trajectories
@@ -200,25 +201,27 @@ class _SharedPrefixAttention(torch.autograd.Function):
         return out.transpose(1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, logsumexp = ctx.saved_tensors
         layout: Layout = ctx.layout
         slope = slopes[0].transpose(1, 2)
         found = [torch.empty_like(tensor, dtype=logsumexp.dtype) for tensor in (query, key, value)]
-        for tile in layout.tiles:
-            own_slope, *given = (tile.of(tensor) for tensor in (slope, query, key, value, out))
-            if tile.first is None:
-                own_slope = own_slope.masked_fill(tile.padding, 0.0)
-            total = tile.of(logsumexp[..., None])[..., 0]
-            parts = attend_backward((own_slope, *given, total), ctx.scale, causal=True)
-            for target, part in zip(found, parts, strict=True):
-                tile.put(target, part)
-        for prompt, responses in layout.pairs:
-            keys, values = _part(prompt, key, value)
-            own_slope, own_query, own_out, total = _part(responses, slope, query, out, logsumexp)
-            parts = attend_backward((own_slope, own_query, keys, values, own_out, total), ctx.scale, causal=False)
-            for target, span, part in zip(found, (responses, prompt, prompt), parts, strict=True):
-                target.narrow(2, *span).add_(part)
+        with torch.autocast(query.device.type, enabled=False):
+            for tile in layout.tiles:
+                own_slope, *given = (tile.of(tensor) for tensor in (slope, query, key, value, out))
+                if tile.first is None:
+                    own_slope = own_slope.masked_fill(tile.padding, 0.0)
+                total = tile.of(logsumexp[..., None])[..., 0]
+                parts = attend_backward((own_slope, *given, total), ctx.scale, causal=True)
+                for target, part in zip(found, parts, strict=True):
+                    tile.put(target, part)
+            for prompt, responses in layout.pairs:
+                keys, values = _part(prompt, key, value)
+                own_slope, own_query, own_out, total = _part(responses, slope, query, out, logsumexp)
+                parts = attend_backward((own_slope, own_query, keys, values, own_out, total), ctx.scale, causal=False)
+                for target, span, part in zip(found, (responses, prompt, prompt), parts, strict=True):
+                    target.narrow(2, *span).add_(part)
         return *(target.to(dtype) for target, dtype in zip(found, ctx.given, strict=True)), None, None
 
 

@@ -125,7 +125,7 @@ class Engine(ABC):
         retain: bool = False,
         on_finished: OnFinished | None = None,
     ) -> Trajectories:
-        """Continue every prefix once for each of its keys; a prefix's continuations lie side by side.
+        """Continue every prefix once for each of its keys, at least one; a prefix's continuations lie side by side.
 
         A continuation's response holds the given tokens too, outside `action_mask_BT`. Log-probabilities are the
         untruncated policy's at the sampling temperature (at 1 when greedy). `on_step` is called after each decoding

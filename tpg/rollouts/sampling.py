@@ -61,7 +61,8 @@ def _inverse_cdf(logits_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]
     # `right` skips tokens of probability zero; rounding to the very end must not step past the last one that has any.
     tokens_B = torch.searchsorted(mass_BV, (uniforms_B.to(mass_BV) * total_B)[:, None], right=True)[:, 0]
     last_B = torch.searchsorted(mass_BV, total_B[:, None].contiguous())[:, 0]
-    return torch.minimum(tokens_B, last_B), total_B.log() + largest_B1[:, 0]
+    tokens_B = torch.minimum(tokens_B, last_B).clamp(max=logits_BV.shape[-1] - 1)  # where a number is NaN
+    return tokens_B, total_B.log() + largest_B1[:, 0]
 
 
 def truncated(logits_BV: Tensor, sampling: Sampling) -> Tensor:

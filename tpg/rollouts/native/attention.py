@@ -1,5 +1,6 @@
 """What a layer attends to when prompts are read, and when every lane is fed its next token."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -39,12 +40,14 @@ class Feeding:
         """See `tpg.policies.attention.Attention`."""
         R, heads, _, D = query.shape
         kv_heads = key.shape[1]
-        query_RHrD = query.reshape(R, kv_heads, heads // kv_heads, D).to(value.dtype)
+        # Before the product, which would not fit into float16 otherwise, by a power of two, which rounds nothing.
+        power = 2.0 ** math.floor(math.log2(scale))
+        query_RHrD = (query * power).reshape(R, kv_heads, heads // kv_heads, D).to(value.dtype)
         self.own.write(layer, key.to(value.dtype), value)
         places: list[Shared | Own] = [*self.shared, self.own]
         scores = [place.scores(layer, query_RHrD) for place in places]
         exact = torch.promote_types(value.dtype, torch.float32)
-        probs = (torch.cat(scores, dim=-1).to(exact) * scale).softmax(-1).to(value.dtype)
+        probs = (torch.cat(scores, dim=-1).to(exact) * (scale / power)).softmax(-1).to(value.dtype)
         mixed = [
             place.mixed(layer, part)
             for place, part in zip(places, probs.split([part.shape[-1] for part in scores], dim=-1), strict=True)

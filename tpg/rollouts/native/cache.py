@@ -28,6 +28,11 @@ class Context:
         """How many."""
         return self.keys[0].shape[1] if self.keys else 0
 
+    def separate(self) -> None:
+        """Hold nothing but these tokens: no more a view of what held others beside them."""
+        self.keys = [tensor.clone() for tensor in self.keys]
+        self.values = [tensor.clone() for tensor in self.values]
+
 
 class Shared:
     """Contexts side by side, each looked at by all of its lanes in one product."""
@@ -61,7 +66,7 @@ class Shared:
         self._mask_R11S = _hidden_beyond(seen, width, self._keys[0])
 
     def _stack(self, contexts: list[Context]) -> None:
-        """One padded tensor a layer; the contexts become views of it, so that nothing is held twice."""
+        """One padded tensor a layer, of which the contexts become views: each is held once."""
         width = max(context.tokens for context in contexts)
         self._keys, self._values = (
             [_stacked([getattr(context, kind)[layer] for context in contexts], width) for layer in range(layers)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from tpg.errors import UserError
 from tpg.policies.attention import Decoder
 from tpg.randomness import uniforms
 from tpg.rollouts.engine import Continuation
@@ -52,12 +54,13 @@ class Decoded:
     """A finished response."""
 
     row: int
-    start: Start
     tokens: list[int]
     logprobs: Tensor
     finish: FinishReason
+    prompt: Context | None
+    """What its start looked back to, where that is kept; else it is let go as soon as no lane needs it."""
     context: Context | None
-    """What can be continued from, where it is kept: all its tokens but the last."""
+    """All its tokens but the last, where they are kept."""
     states_TH: Tensor | None
 
 
@@ -149,6 +152,8 @@ class Decoding:
         for lane, token, logprob, state_H in zip(
             lanes, drawn.tokens_B.tolist(), drawn.logprobs_B.tolist(), states_RH, strict=True
         ):
+            if math.isnan(logprob):
+                raise UserError("the policy's logits are not finite; lower optimizer.lr, or trainer.precision=32-true")
             lane.tokens.append(token)
             lane.logprobs.append(logprob)
             if self.keep:
@@ -164,10 +169,10 @@ class Decoding:
         lane = self.lanes[i]
         decoded = Decoded(
             lane.row,
-            lane.start,
             lane.tokens,
             torch.tensor(lane.logprobs, dtype=torch.float64),
             FinishReason.STOP if lane.tokens[-1] in self.end_ids else FinishReason.LENGTH,
+            lane.start.prompt if self.keep else None,
             self._own.copy(i) if self.keep else None,
             torch.stack(lane.states) if self.keep else None,
         )

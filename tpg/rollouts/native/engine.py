@@ -71,7 +71,10 @@ class Fallback(TransformersEngine):
     @property
     def note(self) -> str:
         """Why."""
-        why = f"rollout=native does not know this policy: {self._reason}; rollout=transformers generates"
+        why = (
+            f"rollout=native does not know this policy: {self._reason}; rollout=transformers generates, and reads no"
+            " rollout.dtype"
+        )
         more = super().note
         return why if more is None else f"{why}; {more}"
 
@@ -114,15 +117,19 @@ class NativeEngine(Engine):
             most_tokens=max(prefix.max_tokens for prefix in prefixes),
             keep=retain,
         )
+        if retain:
+            self.release()
         waiting = Waiting(rows, self._kept, weights.decoder, device)
         with torch.autocast(device.type, enabled=False):  # the weights' own type is what decodes
             done: list[Decoded] = []
             for ended in decoding.run(waiting.next, on_step):
                 done += ended
-                if on_finished:
+                if on_finished and ended:
                     on_finished([_finished(rows[decoded.row], decoded) for decoded in ended])
         done.sort(key=lambda decoded: decoded.row)
         if retain:
+            for prompt in {decoded.prompt for decoded in done if decoded.prompt is not None}:
+                prompt.separate()
             kept = {decoded.row: keep(rows[decoded.row], decoded) for decoded in done}
             self._kept = {row: response for row, response in kept.items() if response is not None}
         return assembled(

@@ -43,10 +43,10 @@ class Kept:
 
 def keep(wanted: Continuation, decoded: Decoded) -> Kept | None:
     """A response to a prompt, kept; None for a continuation of another response."""
-    if decoded.context is None or decoded.states_TH is None or wanted.prefix.response_ids:
+    prompt, response, states_TH = decoded.prompt, decoded.context, decoded.states_TH
+    if prompt is None or response is None or states_TH is None or wanted.prefix.response_ids:
         return None
-    prompt = decoded.start.prompt
-    return Kept(wanted.prefix.prompt_ids, tuple(decoded.tokens), prompt, decoded.context, decoded.states_TH)
+    return Kept(wanted.prefix.prompt_ids, tuple(decoded.tokens), prompt, response, states_TH)
 
 
 class Waiting:
@@ -91,7 +91,7 @@ class Waiting:
             else:
                 self._starts[id(prefix)] = start
         while unread:
-            together, tokens = [unread.pop(0)], 0
+            together = [unread.pop(0)]
             tokens = _given(together[0])
             while unread and tokens + _given(unread[0]) <= READ_TOKENS:
                 tokens += _given(unread[0])

@@ -31,6 +31,7 @@ class CopiedWeights:
         for name, module in source.named_modules():
             if hasattr(module, "get_delta_weight"):
                 plain = model.get_submodule(name).base_layer
+                plain.weight = _empty(module.base_layer.weight, dtype)  # its own, in case another layer is tied to it
                 model.set_submodule(name, plain)
                 self._adapted.append((module, plain.weight))
         used = {id(parameter) for parameter in model.parameters()} - {id(weight) for _, weight in self._adapted}
