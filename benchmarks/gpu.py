@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.arguments import parsed
+from benchmarks.common.arguments import parsed, recorded
 from benchmarks.common.workers import MEMORY_WORDS
 from benchmarks.device.options import GpuOptions
 from tpg.errors import UserError
@@ -47,7 +47,7 @@ class GpuBench:
         self.say = say
         self.result: dict[str, Any] = {
             "benchmark": "gpu",
-            "options": asdict(self.options),
+            "options": recorded(self.options),
             "machine": machine(device),
             "versions": {name: metadata.version(name) for name in ("torch", "transformers", "lightning")},
             "rates": None,

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.arguments import parsed
+from benchmarks.common.arguments import parsed, recorded
 from benchmarks.curves.curves import Curve, summary
 from benchmarks.curves.options import SETTINGS, LearningOptions
 from benchmarks.curves.task import LearningTask
@@ -89,7 +89,7 @@ class Learning:
             "method": options.method,
             "target": options.target,
             "window": options.window,
-            "options": asdict(self.options),
+            "options": recorded(self.options),
             "machine": machine(device),
             "versions": {},
             "notes": [],

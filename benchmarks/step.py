@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.arguments import parsed
+from benchmarks.common.arguments import parsed, recorded
 from benchmarks.common.workload import Workload
 from benchmarks.iteration.options import StepOptions
 from tpg.errors import UserError
@@ -44,7 +44,7 @@ class Bench:
             "benchmark": "step",
             **dict.fromkeys(("ratio_iteration", "ratio_generate", "ratio_update", "ratio_peak_memory")),
             "gradient_cosine": None,
-            "workload": asdict(self.options),
+            "workload": recorded(self.options),
             "machine": machine(device),
             "rates": asdict(self.rates),
             "engine": None,

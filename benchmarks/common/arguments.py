@@ -57,3 +57,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(_shown, value)) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def recorded(options: Any) -> dict[str, Any]:
+    """The options as a result keeps them: all but folders of this machine."""
+    return {key: value for key, value in dataclasses.asdict(options).items() if key not in ("run_dir", "trl")}
