@@ -72,7 +72,8 @@ def audit_policy(
     }
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     experiment, notes = experiment.on_this_machine(prepared.policy)
-    for note in notes:
+    engine = experiment.rollout.build(prepared.policy)
+    for note in (*notes, *([engine.note] if engine.note else [])):
         (console or Console()).print(f"note: {note}", highlight=False)
     trainer = experiment.trainer.build(1, None, [], [], [])
     policy = prepared.policy.to(trainer.strategy.root_device)
@@ -81,7 +82,7 @@ def audit_policy(
         warm_start(policy, experiment.task, experiment.warm_start, experiment.seed, limit, lambda loss: None)
     with (
         RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model,
-        experiment.rollout.build(policy) as engine,
+        engine,
         Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress,
         trainer.precision_plugin.forward_context(),
         torch.no_grad(),

@@ -63,14 +63,16 @@ def judge(run: EvaluationRun) -> float:
         console.print(f"note: {note}", highlight=False)
     trainer = trainer_options.build(1, None, [], [], [])
     policy.to(trainer.strategy.root_device)
+    engine = run.rollout.build(policy)
+    if engine.note:
+        console.print(f"note: {engine.note}", highlight=False)
     with (
         RewardModel(run.reward_model, run.reward_workers) as reward_model,
+        engine,
         trainer.precision_plugin.forward_context(),
         console.status(f"{len(held_out.token_ids)} prompts x {run.evaluation.responses_per_prompt} responses"),
     ):
-        stream = PromptStream(held_out, run.seed)
-        with run.rollout.build(policy) as engine:
-            result = Evaluator(run.evaluation, engine, stream, reward_model).evaluate()
+        result = Evaluator(run.evaluation, engine, PromptStream(held_out, run.seed), reward_model).evaluate()
     _print(result, run, policy, console)
     return result.estimates["reward"]
 
