@@ -7,7 +7,8 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.common.floor import Rates, Shape
-from benchmarks.device import checks, measure
+from benchmarks.device import checks
+from benchmarks.device import measure as measuring
 from benchmarks.device.checks import checked, greedy_tokens
 from benchmarks.device.measure import Clock, OutOfTime, shares
 from benchmarks.gpu import main
@@ -71,7 +72,7 @@ def test_out_of_memory_is_a_result_and_the_next_model_is_tried(tmp_path, monkeyp
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         raise ValueError("something else")
 
-    monkeypatch.setattr(measure, "measure", measure)
+    monkeypatch.setattr(measuring, "measure", measure)
     assert main([*CPU, "checks=false", f"run_dir={tmp_path}"]) == 1
     assert calls == ["native", "transformers"]
     assert [record["error"] for record in result(tmp_path)["measured"]] == [
@@ -84,7 +85,7 @@ def test_the_end_of_the_time_keeps_what_was_measured(tmp_path, monkeypatch, caps
     def measure(size, engine, options, device, rates, clock, update):
         Clock(clock.end - 1e6).check()
 
-    monkeypatch.setattr(measure, "measure", measure)
+    monkeypatch.setattr(measuring, "measure", measure)
     assert main([*CPU, "checks=false", f"run_dir={tmp_path}"]) == 0
     told = result(tmp_path)
     assert (told["complete"], [record["error"] for record in told["measured"]]) == (False, ["out of time"])
@@ -92,7 +93,7 @@ def test_the_end_of_the_time_keeps_what_was_measured(tmp_path, monkeypatch, caps
 
 
 def test_nothing_is_begun_without_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "measure", lambda *_, **__: pytest.fail("begun"))
+    monkeypatch.setattr(measuring, "measure", lambda *_, **__: pytest.fail("begun"))
     assert main([*CPU, "checks=false", "minutes=0.1", f"run_dir={tmp_path}"]) == 0
     assert result(tmp_path)["measured"] == []
 
@@ -103,7 +104,7 @@ def test_a_running_measurement_ends_in_time(tmp_path):
     rates = Rates({"bf16": 1.0, "float32": 1.0}, 1.0)
     options = GpuOptions(**{**gpu.TINY, "response_tokens": 30})
     with pytest.raises(OutOfTime):
-        measure.measure("tiny", "native", options, "cpu", rates, Clock(0.0), True)
+        measuring.measure("tiny", "native", options, "cpu", rates, Clock(0.0), True)
 
 
 def test_a_check_can_fail(monkeypatch):

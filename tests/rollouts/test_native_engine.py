@@ -215,18 +215,19 @@ def test_shorter_weights_are_a_copy_that_follows_the_policy():
     before = engine.generate(PREFIXES, GREEDY)
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
     rounded = copy.deepcopy(policy).to(torch.bfloat16)
-    assert_close_logprobs(before, rounded, 0.2)
+    assert_close_logprobs(before, rounded, 0.1)
     with torch.no_grad():
         policy.model.lm_head.weight.mul_(-1)
     after = engine.generate(PREFIXES, GREEDY)
     assert responses(after) != responses(before)
-    assert_close_logprobs(after, copy.deepcopy(policy).to(torch.bfloat16), 0.2)
+    assert_close_logprobs(after, copy.deepcopy(policy).to(torch.bfloat16), 0.1)
 
 
 def assert_close_logprobs(rollout: Trajectories, policy: Policy, tolerance: float) -> None:
     with torch.no_grad():
         trained_BT = policy.statistics(rollout, 1.0).logprobs
-    torch.testing.assert_close(rollout.rollout_logprobs_BT, trained_BT.float(), rtol=0, atol=tolerance)
+    gap_BT = (rollout.rollout_logprobs_BT - trained_BT.float()).abs()
+    assert 0 < float(gap_BT[rollout.action_mask_BT].mean()) < tolerance
 
 
 def test_under_mixed_precision_the_weights_are_short(policy):
@@ -244,7 +245,7 @@ def test_under_mixed_precision_the_weights_are_short(policy):
 
 def test_adapters_are_merged_into_shorter_weights():
     policy = tiny_policy()
-    policy.model = LoRA(rank=2, alpha=64).wrap(policy.model)
+    policy.model = LoRA(rank=2, alpha=16).wrap(policy.model)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
@@ -252,10 +253,11 @@ def test_adapters_are_merged_into_shorter_weights():
     exact = Native(dtype="policy").build(policy).generate(PREFIXES, GREEDY)
     assert_same(exact, Transformers().build(policy).generate(PREFIXES, GREEDY))
     short = Native(dtype="bfloat16").build(policy).generate(PREFIXES, GREEDY)
-    torch.testing.assert_close(short.rollout_logprobs_BT[:, 0], exact.rollout_logprobs_BT[:, 0], rtol=0, atol=0.1)
     with policy.model.disable_adapter():
         without = Native(dtype="policy").build(policy).generate(PREFIXES, GREEDY)
-    assert (without.rollout_logprobs_BT[:, 0] - exact.rollout_logprobs_BT[:, 0]).abs().max() > 0.3
+    first = exact.rollout_logprobs_BT[:, 0]
+    rounding = (short.rollout_logprobs_BT[:, 0] - first).abs().mean()
+    assert 0 < rounding < 0.2 * (without.rollout_logprobs_BT[:, 0] - first).abs().mean()
 
 
 @pytest.mark.parametrize(
