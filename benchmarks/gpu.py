@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.arguments import parsed, recorded
+from benchmarks.common.checks import new_folder
 from benchmarks.common.workers import MEMORY_WORDS
 from benchmarks.device.options import GpuOptions
 from tpg.errors import UserError
@@ -157,24 +157,11 @@ def line_of(record: dict[str, Any]) -> str:
     return named + ", ".join(parts)
 
 
-def new_folder(given: str | None) -> Path:
-    """Where the figures go. Raises `UserError` for a folder that holds others."""
-    name = f"gpu-{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
-    folder = Path(given or Path("outputs") / "benchmarks" / name).absolute()
-    if (folder / "gpu.json").exists():
-        raise UserError(f"run_dir={given}: holds a gpu.json already; give another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run_dir={given}: cannot be made: {error.strerror}") from error
-    return folder
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code."""
     try:
         options = parsed(sys.argv[1:] if arguments is None else arguments, GpuOptions, COMMAND)
-        bench = GpuBench(options, new_folder(options.run_dir), lambda text: print(text, flush=True))
+        bench = GpuBench(options, new_folder(options.run_dir, "gpu"), lambda text: print(text, flush=True))
         bench.run()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

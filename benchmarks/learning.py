@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.arguments import parsed, recorded
+from benchmarks.common.checks import new_folder
 from benchmarks.curves.curves import Curve, summary
 from benchmarks.curves.options import SETTINGS, LearningOptions
 from benchmarks.curves.task import LearningTask
@@ -77,7 +77,7 @@ class Learning:
         from benchmarks.common.machine import cores, machine
         from benchmarks.common.trl_environment import python_with_trl
 
-        rollout, device = engine_of(options.rollout, say), device_of(options.device)
+        rollout, device = engine_of(options.rollout), device_of(options.device)
         trl = python_with_trl(options.trl, say) if options.side == "both" else None
         python = {"ours": sys.executable, "trl": str(trl)}
         self.commands = {side: [python[side], "-m", f"benchmarks.curves.{side}"] for side in options.sides}
@@ -168,19 +168,6 @@ class Learning:
         return [run["error"] for record in self.result["tasks"].values() for run in record["runs"] if run["error"]]
 
 
-def new_folder(given: str | None) -> Path:
-    """Where the figures go. Raises `UserError` for a folder that holds others."""
-    name = f"learning-{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
-    folder = Path(given or Path("outputs") / "benchmarks" / name).absolute()
-    if (folder / "learning.json").exists():
-        raise UserError(f"run_dir={given}: holds a learning.json already; give another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run_dir={given}: cannot be made: {error.strerror}") from error
-    return folder
-
-
 def table_of(result: Mapping[str, Any]) -> Any:
     """A row for each task and side."""
     from rich.table import Table
@@ -212,7 +199,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parsed(sys.argv[1:] if arguments is None else arguments, LearningOptions, COMMAND)
         learning = Learning(
-            options, new_folder(options.run_dir), lambda text: console.print(text, highlight=False, markup=False)
+            options,
+            new_folder(options.run_dir, "learning"),
+            lambda text: console.print(text, highlight=False, markup=False),
         )
         learning.measure()
     except UserError as error:

@@ -21,15 +21,16 @@ class Bench:
 
     def __init__(self, options: StepOptions, folder: Path, step: Callable[[str], None], say: Callable[[str], None]):
         from benchmarks.common import floor
-        from benchmarks.common.checks import check_sweeps, device_of, engine_of
+        from benchmarks.common.checks import device_of, engine_of
         from benchmarks.common.machine import cores, machine
         from benchmarks.common.models import model_folder
         from benchmarks.common.trl_environment import python_with_trl
+        from benchmarks.iteration.options import check_sweeps
         from benchmarks.iteration.turns import Commands
 
         check_sweeps(options)
         self.folder = folder
-        self.rollout = engine_of(options.rollout, say)
+        self.rollout = engine_of(options.rollout)
         trl = python_with_trl(options.trl, say) if options.side == "both" else None
         self.commands = Commands.of(options.sides, trl, folder / "logs", options.timeout_s, step)
         device = device_of(options.device)
@@ -188,7 +189,7 @@ def run(options: StepOptions) -> Bench:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from benchmarks.common.checks import new_folder
+    from benchmarks.common.checks import free_folder
 
     console = Console(soft_wrap=True)
     points = sum(len(options.points(sweep)[1]) for sweep in options.sweep)
@@ -208,7 +209,7 @@ def run(options: StepOptions) -> Bench:
         def say(text: str) -> None:
             console.print(text, highlight=False, markup=False)
 
-        bench = Bench(options, new_folder(options.run_dir), step, say)
+        bench = Bench(options, free_folder(options.run_dir, "step"), step, say)
         if both and options.gradients:
             bench.compare_gradients()
         bench.compare()

@@ -64,13 +64,13 @@ class Lap:
         return {"generate": generate, "reward": reward, "update": whole - generate - reward, "iteration": whole}
 
 
-def served(work: Callable[[Workload, Channel], None]) -> None:
-    """Run a worker until it is stopped; an exception is told in its answer and in its log."""
+def served(work: Callable[[Any, Channel], None], read: Callable[[str], Any] = Workload.from_json) -> None:
+    """Run a worker on what it is told until it is stopped; an exception is told in its answer and in its log."""
     channel = Channel()
     with suppress(OSError):  # if memory runs out it is the worker that goes, not its neighbours
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
-        work(Workload.from_json(sys.stdin.readline()), channel)
+        work(read(sys.stdin.readline()), channel)
     except Stopped:
         pass
     except Exception as error:

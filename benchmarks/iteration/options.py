@@ -1,12 +1,14 @@
 """What `benchmarks.step` can be told."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
+from benchmarks.common.checks import Device
 from tpg.component import component
+from tpg.errors import UserError
 
-Device = Literal["auto", "cpu", "gpu"]
 Sweep = Literal["lengths", "groups", "prompts", "model"]
 
 SWEEPS: dict[str, tuple[str, list[Any]]] = {
@@ -82,3 +84,14 @@ class StepOptions:
     def sides(self) -> list[str]:
         """In the order of their turns."""
         return ["trl", "ours"] if self.side == "both" else ["ours"]
+
+
+def check_sweeps(options: StepOptions) -> None:
+    """Raise `UserError` for a value that a sweep cannot take."""
+    for sweep in options.sweep:
+        key, values = options.points(sweep)
+        for value in values:
+            try:
+                replace(options, **{key: value})
+            except ValidationError as error:
+                raise UserError(f"sweep_values: {key}={value}: {error.errors()[0]['msg']}") from None

@@ -36,8 +36,6 @@ from tpg.training.shadow import group_gradients
 from tpg.training.warm_start import warm_start
 from tpg.trajectories import Trajectories
 
-RESPONSES = 16
-"""Sketched at a time, where the update does not say."""
 SKETCH = 64
 """Of the vocabulary and of the hidden state: a gradient is a vector of SKETCH^2 numbers."""
 
@@ -157,7 +155,7 @@ class Rollouts:
             trajectories,
             c.passes.temperature,
             self.projections,
-            c.update.responses_per_microbatch or RESPONSES,
+            c.update.responses_per_microbatch,
             distribution=any(requests.distribution for requests in asked.values()),
         )
         if any(requests.score_norms for requests in asked.values()):

@@ -26,7 +26,7 @@ successive ones. Positions are already rotated in.
 
 def why_not(model: Any, tokens: int | None = None) -> str | None:
     """Why the attention of this model cannot be supplied for contexts of so many tokens; None if it can."""
-    config = _base(model).config
+    config = base_model(model).config
     if config.model_type not in FAMILIES:
         return f"{config.model_type} is none of the families {', '.join(sorted(FAMILIES))}"
     if config._attn_implementation not in ("sdpa", NAME):
@@ -45,7 +45,7 @@ class Decoder:
     def __init__(self, model: Any) -> None:
         reason = why_not(model, 0)
         assert reason is None, reason
-        base = _base(model)
+        base = base_model(model)
         base.config._attn_implementation = _registered()
         self.trunk: nn.Module = base.get_decoder()
         self.head: nn.Module = base.get_output_embeddings()
@@ -64,7 +64,8 @@ class Decoder:
         return states
 
 
-def _base(model: Any) -> Any:
+def base_model(model: Any) -> Any:
+    """The model itself, or the one that adapters are wrapped around; they sit within its layers."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

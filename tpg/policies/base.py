@@ -111,12 +111,12 @@ class Policy(nn.Module):
 
     def statistics(self, trajectories: Trajectories, temperature: float, **options: Any) -> Any:
         """Log-probabilities of the response tokens: `tpg.policies.logprobs.response_statistics` of this model."""
-        if self._decoder is None and self.shares_prompts(None):
+        if self._decoder is None and self.shares_prompts(0):
             self._decoder = Decoder(self.model)
         with dropout_off(self.model, checkpointing=self.gradient_checkpointing):
             return response_statistics(self.model, trajectories, temperature, decoder=self._decoder, **options)
 
-    def shares_prompts(self, tokens: int | None) -> bool:
+    def shares_prompts(self, tokens: int) -> bool:
         """Whether `statistics` of contexts of so many tokens computes a prompt once for all its responses."""
         return why_not(self.model, tokens) is None
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tpg.component import component
 from tpg.errors import UserError
+from tpg.policies.attention import base_model
 from tpg.policies.base import Policy, PolicyOptions, dropout_off
 from tpg.policies.huggingface import HuggingFace
 from tpg.policies.logprobs import response_hidden_states
@@ -199,8 +200,7 @@ def hidden_size(policy: Policy) -> int:
 
 def _trunk(model: Any) -> nn.Module:
     """The model below its output embedding; adapters sit within its layers and come along."""
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    trunk: nn.Module = model.base_model
+    trunk: nn.Module = base_model(model).base_model
     return trunk
 
 

@@ -18,6 +18,9 @@ from torch import Tensor
 from tpg.policies.base import Policy
 from tpg.trajectories import Trajectories
 
+AT_A_TIME = 16
+"""Responses that are sketched together, a rectangle, where nothing else is said."""
+
 TOKENS_AT_A_TIME = 1024
 """Bounds the memory for probabilities."""
 
@@ -61,17 +64,17 @@ def sketched(
     trajectories: Trajectories,
     temperature: float,
     projections: Projections,
-    responses: int,
+    responses: int | None,
     *,
     distribution: bool = False,
 ) -> tuple[TokenSketches, Trajectories]:
-    """Sketches on the CPU, and the trajectories with `old_logprobs_BT`, so many responses at a time.
+    """Sketches on the CPU, and the trajectories with `old_logprobs_BT`, so many responses at a time (None: 16).
 
     With `distribution`, also with entropy and sum of squared probabilities.
     """
     columns: dict[str, list[Tensor]] = {}
     width = trajectories.response_ids_BT.shape[1]
-    for index in torch.arange(len(trajectories)).split(responses):
+    for index in torch.arange(len(trajectories)).split(responses or AT_A_TIME):
         part = trajectories.select(index).trimmed().to(policy.device)
         with _captured(policy) as seen:
             statistics = policy.statistics(part, temperature, distribution=distribution, layout="padded")

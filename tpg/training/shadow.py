@@ -22,8 +22,6 @@ from tpg.training.minibatches import MicroBatch
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 from tpg.trajectories import FinishReason, Trajectories
 
-RESPONSES_AT_A_TIME = 16
-"""Where the update says nothing: sketches are made on rectangles."""
 SKETCH = 32
 """Of the vocabulary and of the hidden state: a gradient is a vector of SKETCH^2 numbers."""
 PROMPTS_SHARE, LEAST_PROMPTS = 4, 2
@@ -180,7 +178,7 @@ class Shadows(IterationCallback):
                 whole.select(chosen_B),
                 passes.temperature,
                 self._projections,
-                collector.update.responses_per_microbatch or RESPONSES_AT_A_TIME,
+                collector.update.responses_per_microbatch,
                 distribution=bool(reads),
             )
         state, limit = module.method_state, collector.rollout.max_response_tokens

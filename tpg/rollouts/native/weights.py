@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from tpg.policies.attention import Decoder
+from tpg.policies.attention import Decoder, base_model
 from tpg.policies.base import Policy
 
 
@@ -23,7 +23,7 @@ class CopiedWeights:
     """A copy, in a shorter type or to stay as it is while the policy is trained; adapters are merged in."""
 
     def __init__(self, policy: Policy, dtype: torch.dtype) -> None:
-        source = policy.model.get_base_model() if hasattr(policy.model, "get_base_model") else policy.model
+        source = base_model(policy.model)
         # Parameters of the copy are made in its type at once; a tied one stays one.
         copied = {id(tensor): _empty(tensor, dtype) for tensor in (*source.parameters(), *source.buffers())}
         model = copy.deepcopy(source, dict(copied))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpg.policies.attention import base_model
 from tpg.policies.base import Policy
 
 SHAPE = (
@@ -21,7 +22,7 @@ def merged_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
 
     The output layer comes too where it shares the embedding's weight: see `save_config`.
     """
-    base = _base(policy.model)
+    base = base_model(policy.model)
     adapted = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
     for name, value in base.state_dict().items():
         owner, _, leaf = name.rpartition(".")
@@ -40,7 +41,7 @@ def save_config(policy: Policy, folder: Path) -> None:
 
     vLLM would leave a shared output layer as it was when weights are replaced.
     """
-    base = _base(policy.model)
+    base = base_model(policy.model)
     config = copy.deepcopy(base.config)
     config.architectures = [type(base).__name__]
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
@@ -60,7 +61,3 @@ def signature(policy: Policy) -> tuple[Any, ...]:
     norms = torch.stack([norm.double() for norm in torch._foreach_norm(parameters)])
     places = [(parameter.data_ptr(), parameter._version) for parameter in policy.model.parameters()]
     return (*places, *norms.tolist())
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
