@@ -58,10 +58,10 @@ class GpuBench:
 
     def run(self) -> None:
         """Rates, checks, then every model with every engine; written after each."""
-        from benchmarks.common import floor
         from benchmarks.common.machine import cores
         from benchmarks.device.measure import OutOfTime
-        from tpg.training.run import quiet_libraries
+        from tpg.planning import floor
+        from tpg.training.preparation import quiet_libraries
 
         quiet_libraries()
         self.write()

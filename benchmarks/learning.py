@@ -27,7 +27,7 @@ def made_task(name: str, options: LearningOptions, seed: int, folder: Path) -> L
     from benchmarks.common.models import model_folder
     from benchmarks.curves.ours import composed
     from tpg.training.hardware import fastest_precision
-    from tpg.training.run import prepare
+    from tpg.training.preparation import prepare
     from tpg.training.warm_start import warm_start
 
     given = [f"experiment={name}", f"algorithm={options.method}", f"seed={seed}", "logger=[]"]

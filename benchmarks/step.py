@@ -20,13 +20,13 @@ class Bench:
     """A run of the command: what it measures, and what it has measured so far."""
 
     def __init__(self, options: StepOptions, folder: Path, step: Callable[[str], None], say: Callable[[str], None]):
-        from benchmarks.common import floor
         from benchmarks.common.checks import device_of, engine_of
         from benchmarks.common.machine import cores, machine
         from benchmarks.common.models import model_folder
         from benchmarks.common.trl_environment import python_with_trl
         from benchmarks.iteration.options import check_sweeps
         from benchmarks.iteration.turns import Commands
+        from tpg.planning import floor
 
         check_sweeps(options)
         self.folder = folder
@@ -91,9 +91,9 @@ class Bench:
 
     def measure(self, options: StepOptions, method: str, name: str) -> dict[str, Any]:
         """A workload's record."""
-        from benchmarks.common.floor import Shape, floor_of
         from benchmarks.iteration.comparison import told
         from benchmarks.iteration.turns import measured
+        from tpg.planning.floor import Shape, floor_of
 
         sides, ready = measured(self.commands, self.workloads(options, method), options.repeats, name)
         for side, answer in ready.items():

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from tpg.policies.base import Policy
+from tpg.policies.base import LoRA, Policy
 from tpg.policies.tiny import Tiny, character_tokenizer
 from tpg.randomness import key
 from tpg.rollouts.engine import Prefix
@@ -114,6 +114,26 @@ def gpt2_policy(**options: Any) -> Policy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Policy(GPT2LMHeadModel(config), character_tokenizer())
+
+
+def family_policy(
+    name: str, *, lora: LoRA | None = None, gradient_checkpointing: bool = False, **options: Any
+) -> Policy:
+    """A small model of a family (`model_type`) with two heads to each key-value head, and weights far from zero."""
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1}
+    config = AutoConfig.for_model(name, **(sizes | {"bos_token_id": None, "max_position_embeddings": 64} | options))
+    config._attn_implementation = "sdpa"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if lora is not None:
+            model = lora.wrap(model)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return Policy(model, character_tokenizer(), gradient_checkpointing=gradient_checkpointing)
 
 
 def prefix(prompt: list[int], count: int, max_tokens: int = 40, row: int = 0, **fields: Any) -> Prefix:

@@ -71,7 +71,8 @@ MISTAKES = {
     "entropy_coefficient=-1": "entropy_coefficient=-1: should be greater than or equal to 0",
     "iterations=0": "iterations=0: should be greater than or equal to 1",
     "seed=-1": "seed=-1: should be greater than or equal to 0",
-    "trainer.devices=2": "trainer.devices=2: should be 1",
+    "trainer.devices=2": "trainer.devices=2: one is what ... add trainer=ddp",
+    "trainer=fsdp trainer.strategy=deepspeed": "trainer.strategy=deepspeed: ...use trainer=fsdp...",
     # Missing values
     "task=dataset": "task.path: has no value and needs one; set task.path=...",
     "task=reasoning_gym": "task.dataset: has no value and needs one; set task.dataset=...",
@@ -153,7 +154,7 @@ MISTAKES = {
     # Folders
     "run_dir=RUN": "run_dir=RUN...is not empty; choose another folder, or continue the run in it with resume=RUN",
     "resume=/nope": "resume=/nope...holds no run: there is no config.yaml in it",
-    "resume=RUN seed=3": "seed: resume continues with the run's own config; only iterations= may be given beside it",
+    "resume=RUN seed=3": "seed: resume continues with the run's own config; only iterations=, guards, ... beside it",
     "resume=RUN iterations=many": "iterations=many: should be a valid integer, ...",
     # Syntax
     "task=[": "task=[: no viable alternative at input '['",

@@ -21,6 +21,7 @@ from tpg.sweep_files import register_definitions
 CONF = ROOT / "conf"
 NAMES = {
     "tpg.train": "train", "tpg.audit": "audit", "tpg.evaluate": "evaluate", "tpg.sweep": "sweep",
+    "tpg.plan": "plan",
     "tpg.report": "report", "tpg.show": "show",
 }  # fmt: skip
 """The config of each entry that has one."""
@@ -99,12 +100,12 @@ def test_a_command_composes(command, here):
     for job in jobs(words, "-m" in command.arguments):
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             config = compose(NAMES[command.entry], overrides=job)
-            if command.entry not in ("tpg.train", "tpg.audit", "tpg.sweep") or config.resume:
+            if command.entry not in ("tpg.train", "tpg.audit", "tpg.sweep", "tpg.plan") or config.resume:
                 continue
-            keys = [key for key in config if key not in (*BOOKKEEPING, "sweep")]
+            keys = [key for key in config if key not in (*BOOKKEEPING, "sweep", "plan")]
             experiment = to_experiment(OmegaConf.masked_copy(config, keys))
-        if command.entry == "tpg.audit":
-            continue  # it checks the method alone
+        if command.entry in ("tpg.audit", "tpg.plan"):
+            continue  # they check the method alone, and a plan may be for another machine
         refused, warnings = checked(experiment)
         assert not refused or any(what in refused for what in NOT_HERE), refused
         assert not warnings, warnings

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "tpg"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
-    {"errors", "spelling", "component"},
+    {"errors", "spelling", "component", "redaction"},
     {"trajectories", "numerics", "randomness"},
     {"estimators"},
     {"objectives", "aggregation", "kl", "mismatch"},
@@ -21,10 +21,11 @@ FLOORS = [
     {"rollouts"},
     {"reporting"},
     {"training"},
-    {"searching"},
+    {"launching"},
+    {"searching", "planning"},
     {"composition"},
-    {"job_records", "jobs", "multirun"},
-    {"train", "evaluate", "report", "compare", "show", "sweep", "sweep_files"},
+    {"job_records", "jobs", "multirun", "continuing"},
+    {"train", "plan", "evaluate", "report", "compare", "show", "sweep", "sweep_files", "worker"},
     {"audit"},
 ]
 """From the ground up; a room imports from its own floor and from those before it."""
@@ -39,10 +40,13 @@ COMPOSING = {
     "jobs",
     "multirun",
     "train",
+    "plan",
     "evaluate",
     "audit",
     "report",
     "show",
+    "worker",
+    "continuing",
 }
 ONLY = {
     "hydra": COMPOSING,
@@ -66,6 +70,7 @@ ONLY = {
         "errors",
         "spelling",
         "component",
+        "redaction",
         "rewards",
         "tasks",
         "composition",
@@ -73,6 +78,7 @@ ONLY = {
         "jobs",
         "multirun",
         "train",
+        "plan",
         "report",
         "compare",
         "show",

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 import tpg.audit.__main__
 import tpg.audit.run
 import tpg.jobs
+import tpg.launching.spec
 import tpg.train
-import tpg.training.run
 from tpg.errors import Interrupted, UserError
 from tpg.job_records import Job, Launch, job_name, swept_overrides
 from tpg.reporting.sweep_table import curves
@@ -100,7 +100,7 @@ def sweep(monkeypatch, tmp_path):
     """`tpg.train -m` in this process, whose runs do what `sweep.acts[seed]` says: exit code, output, errors."""
     acts, ran = {}, []
 
-    def run(experiment, prepared, folder, config, stop_file=None):
+    def run(experiment, prepared, folder, config, stop_file=None, ranks=None):
         ran.append(experiment.seed)
         acts.get(experiment.seed, lambda: None)()
         folder.add_row({"iteration": 1, "reward": 0.25})
@@ -125,8 +125,8 @@ def sweep(monkeypatch, tmp_path):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(tpg.jobs, "WANTS_TRACEBACK", False)
-    monkeypatch.setattr(tpg.training.run, "prepare", lambda experiment: None)
-    monkeypatch.setattr(tpg.training.run, "run", run)
+    monkeypatch.setattr(tpg.launching.spec, "prepare", lambda experiment: None)
+    monkeypatch.setattr(tpg.launching.spec, "run", run)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield call
     for number, handler in handlers.items():
@@ -288,7 +288,7 @@ def test_a_signal_between_two_jobs_is_not_lost(sweep, monkeypatch):
 
 def test_jobs_are_grouped_and_tagged(sweep, monkeypatch):
     seen = []
-    monkeypatch.setattr(tpg.training.run, "prepare", lambda experiment: seen.append(experiment.logger["wandb"]))
+    monkeypatch.setattr(tpg.launching.spec, "prepare", lambda experiment: seen.append(experiment.logger["wandb"]))
     sweep("logger=[wandb]", "algorithm=grpo,rloo", "seed=7", "run_dir=out/first", "logger.wandb.tags=[mine]")
     assert [(options.group, options.tags) for options in seen] == [
         ("first", ["mine", "algorithm=grpo"]),

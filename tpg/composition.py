@@ -18,10 +18,12 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from pydantic import ValidationError
 
 from tpg.errors import UserError
+from tpg.redaction import is_reference, looks_secret, refuse_literal
 from tpg.spelling import did_you_mean
 from tpg.training.experiment import Experiment
 
 T = TypeVar("T")
+ENVIRONMENT = re.compile(r"oc\.env:\s*(\w+)")
 NEEDS_VALUE = "{0}: has no value and needs one; set {0}=..."
 
 
@@ -35,7 +37,7 @@ def to_experiment(config: DictConfig) -> Experiment:
 
 def built(config: DictConfig, cls: type[T]) -> T:
     """An instance of the component `cls` from a config with its fields. Raises `UserError` at the first mistake."""
-    fields = {name: _build(node, name) for name, node in resolved(config).items()}
+    fields = {name: _build(node, name) for name, node in _plain(config).items()}
     try:
         return cls(**fields)
     except ValidationError as error:
@@ -81,11 +83,40 @@ def with_shadow_options(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """The config as plain values. Raises `UserError` for a key that needs a value and has none."""
+    """The config as plain values.
+
+    Raises `UserError` for a key that needs a value and has none, and for a secret in plain text.
+    """
+    for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
+        refuse_literal(key, value)
+    return _plain(config)
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
     for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
         if value == "???":
             raise UserError(NEEDS_VALUE.format(key))
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    return plain
+
+
+def storable(config: DictConfig) -> dict[str, Any]:
+    """What `resolved` gives, but where a secret of the environment is named its name stays, to be looked up in use."""
+    plain = resolved(config)
+    values = dict(_leaves(plain))
+    raw = {key: value for key, value in _leaves(OmegaConf.to_container(config, resolve=False)) if key in values}
+    named = {key: value for key, value in raw.items() if isinstance(value, str) and is_reference(value)}
+    own = {
+        key for key, value in named.items() if looks_secret(key) or any(map(looks_secret, ENVIRONMENT.findall(value)))
+    }
+    secrets = {str(values[key]) for key in own} - {"", "None"}
+    for key, value in named.items():
+        if key in own or any(secret in str(values[key]) for secret in secrets):
+            *way, last = key.split(".")
+            node = plain
+            for name in way:
+                node = node[name]
+            node[last] = value
     return plain
 
 
@@ -113,10 +144,13 @@ def _build(node: Any, key: str) -> Any:
         raise UserError(f"{key}: {_squeezed(error)}") from None
 
 
+ALLOWED = "only classes of tpg, torch, lightning, transformers or your own"
+
+
 def _class(target: str, given: str) -> type:
     module, _, name = target.rpartition(".")
     if target.split(".")[0] in sys.stdlib_module_names:
-        raise UserError(f"{given}: only classes of tpg, torch, lightning, transformers or your own")
+        raise UserError(f"{given}: {ALLOWED}")
     try:
         found = getattr(importlib.import_module(module), name)
     except AttributeError as error:
@@ -125,6 +159,8 @@ def _class(target: str, given: str) -> type:
         raise UserError(f"{given}: {_squeezed(error)}") from None
     if not isinstance(found, type):
         raise UserError(f"{given}: is no class")
+    if found.__module__.split(".")[0] in sys.stdlib_module_names:  # under the name of a module that imports it
+        raise UserError(f"{given}: is {found.__module__}.{found.__name__}; {ALLOWED}")
     return found
 
 
@@ -147,14 +183,16 @@ def _one_line(error: ValidationError, key: str, cls: type) -> str:
         return f"{path}: expected {wanted}, got {type(value).__name__}"
     allowed = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    shown = value if isinstance(value, str) else json.dumps(value, default=str)
+    shown = "***" if looks_secret(path) else value if isinstance(value, str) else json.dumps(value, default=str)
     return _squeezed(f"{path}={shown}: {message}{did_you_mean(str(value), allowed)}")
 
 
 def _component_at(cls: Any, way: list[str]) -> Any:
     """The component that the field at the end of the way holds."""
     for name in way:
-        hint = get_type_hints(cls)[name]
+        hint = get_type_hints(cls).get(name)
+        if hint is None:  # a name that the user gives, as of a guard
+            continue
         cls = next(kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind))
     return cls
 

@@ -6,4 +6,8 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818
-    """The run was asked to stop (SIGTERM, SIGINT) at a point where the policy stands on an iteration boundary."""
+    """The run was asked to stop by a signal, whose number it carries (SIGTERM, SIGINT)."""
+
+
+class RankFailed(Exception):  # noqa: N818
+    """One of a run's processes failed or was killed; a note holds its traceback, if it left one."""

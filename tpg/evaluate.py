@@ -28,7 +28,7 @@ def evaluate(config: DictConfig) -> float:
     find_user_modules()
     if config.run is not None:
         config = _of_run(config, Path(config.run))
-    keys = [*GROUPS, "seed", "samples", "reward_workers"]
+    keys = [*GROUPS, "seed", "samples", "reward_workers", "reward_memory_gb"]
     evaluation = built(OmegaConf.masked_copy(config, keys), EvaluationRun)
     evaluation.check()
     return judge(evaluation)
@@ -39,7 +39,7 @@ def _of_run(config: DictConfig, folder: Path) -> DictConfig:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"run={folder}: holds no run: there is no config.yaml in it")
     stored: Any = OmegaConf.load(folder / "config.yaml")
-    merged = OmegaConf.masked_copy(stored, [*GROUPS, "seed", "reward_workers"])
+    merged = OmegaConf.masked_copy(stored, [*GROUPS, "seed", "reward_workers", "reward_memory_gb"])
     OmegaConf.set_struct(merged, False)
     if (folder / "precision.json").is_file() and merged.trainer.precision == "auto":
         merged.trainer.precision = json.loads((folder / "precision.json").read_text())["name"]

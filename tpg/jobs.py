@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -10,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -18,8 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tpg.errors import Interrupted, UserError
+from tpg.errors import Interrupted, RankFailed, UserError
 from tpg.job_records import Job, Launch
+from tpg.redaction import refuse_in_words
+
+if TYPE_CHECKING:
+    from tpg.training.experiment import Experiment
 
 CONF = Path(__file__).parent / "conf"
 CONF = CONF if CONF.is_dir() else Path(__file__).parent.parent / "conf"
@@ -34,10 +39,10 @@ LAUNCHED: list[Launch] = []
 
 def own_config(config: DictConfig, hydra: Any = None) -> dict[str, Any]:
     """The resolved config, with the options that were chosen and the run's id; a sweep's jobs with group and tags."""
-    from tpg.composition import resolved, with_shadow_options
+    from tpg.composition import storable, with_shadow_options
 
     hydra = hydra or HydraConfig.get()
-    plain = with_shadow_options(resolved(config))
+    plain = with_shadow_options(storable(config))
     if hydra.mode == RunMode.MULTIRUN:
         job = job_of_sweep(config, hydra)
         for logger in plain.get("logger", {}).values():
@@ -57,7 +62,8 @@ def new_folder(config: DictConfig, method: str) -> Path:
         return job_of_sweep(config, hydra_config).folder
     if config.run_dir is not None:
         return Path(config.run_dir).absolute()
-    parent = Path("outputs") / method
+    # An option may be named by a path, as algorithm=../mine/grpo is.
+    parent = Path("outputs") / re.sub(r"[^A-Za-z0-9_.+-]+", "-", method).strip("-.")
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     taken = sum(1 for _ in parent.glob(f"{name}*"))
     return (parent / (f"{name}-{taken}" if taken else name)).absolute()
@@ -75,17 +81,45 @@ def refuse_other_config(job: Job, composed: dict[str, Any]) -> None:
     """Raise `UserError` that names the keys if the job's folder holds a run of another config."""
     if not job.folder.is_dir() or not job.config.is_file():
         return
-    stored: Any = OmegaConf.to_container(OmegaConf.load(job.config))
+    refuse_other_run(job.folder, job.config, composed, "give the sweep another run_dir, or that run's config")
+
+
+def refuse_other_run(folder: Path, config: Path, composed: dict[str, Any], remedy: str) -> None:
+    """Raise `UserError` that names the keys if a folder's run has another config than this one."""
+    stored: Any = OmegaConf.to_container(OmegaConf.load(config))
     now: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(composed))))
-    was, is_now = _leaves(_doing(stored)), _leaves(_doing(now))
-    differing = [key for key in {**was, **is_now} if was.get(key, "absent") != is_now.get(key, "absent")]
+    differing = differences(stored, now)
     if differing:
-        first = differing[0]
-        others = f"; also other: {', '.join(differing[1:6])}" if len(differing) > 1 else ""
+        first, *more = differing
+        was, is_now = differing[first]
+        others = f"; also other: {', '.join(more[:5])}" if more else ""
+        raise UserError(f"{first}={is_now}: {folder} holds a run with {first}={was}{others}; {remedy}")
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two configs say other things of what a run does, with both values."""
+    first, second = _leaves(_doing(one)), _leaves(_doing(other))
+    values = {key: (first.get(key, "absent"), second.get(key, "absent")) for key in {**first, **second}}
+    return {key: (value, otherwise) for key, (value, otherwise) in values.items() if value != otherwise}
+
+
+def refuse_ranks() -> None:
+    """Raise `UserError` if this process is one of several that were started together: each would lead the sweep."""
+    from tpg.training.ranks import started_together
+
+    count = started_together()
+    if count > 1:
         raise UserError(
-            f"{first}={is_now.get(first, 'absent')}: {job.folder} holds a run with {first}={was.get(first, 'absent')}"
-            f"{others}; give the sweep another run_dir, or that run's config"
+            f"{count} processes were started together (torchrun, srun), and a sweep is led by one; start it alone: each"
+            " job starts the processes that its trainer.devices asks for"
         )
+
+
+def experiment_of(stored: dict[str, Any]) -> "Experiment":
+    """The experiment that a run's config describes. Raises `UserError` at the first mistake."""
+    from tpg.composition import to_experiment
+
+    return to_experiment(OmegaConf.create({key: value for key, value in stored.items() if key not in BOOKKEEPING}))
 
 
 def _doing(config: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +221,7 @@ def run_entry(entry: Callable[[], Any]) -> None:
     LAUNCHED.clear()
     code = 0
     try:
+        refuse_in_words(sys.argv[1:])
         entry()
     except Exception as error:
         if WANTS_TRACEBACK:
@@ -208,6 +243,9 @@ def run_entry(entry: Callable[[], Any]) -> None:
 def _told(error: Exception, composing: bool = False) -> int:
     """Tell a user's mistake in one line, anything else with its traceback; the exit code."""
     message = mistake(error, composing)
+    if isinstance(error, RankFailed):
+        print(*getattr(error, "__notes__", ()), f"error: {error}", sep="\n", file=sys.stderr)
+        return 1
     if message is None:
         traceback.print_exception(error)
         return 1

@@ -44,6 +44,11 @@ class Multirun(Callback):
             sys.exit(1 if message is None else 2)
 
     def _begin(self, config: DictConfig) -> None:
+        try:
+            jobs.refuse_ranks()
+        except UserError as error:
+            print(f"error: -m: {error}", file=sys.stderr)
+            sys.exit(2)
         folder = Path(config.get("run_dir") or config.hydra.sweep.dir).absolute()
         with open_dict(config):
             config.hydra.sweep.dir = str(folder)
@@ -123,7 +128,8 @@ def _composed(config: DictConfig) -> list[DictConfig] | None:
 
 def _refused(composed: list[DictConfig]) -> dict[int, str]:
     """Jobs that cannot run by number, and why."""
-    from tpg.composition import find_user_modules, to_experiment
+    from tpg.composition import find_user_modules
+    from tpg.launching.processes import refuse_other_nodes
 
     find_user_modules()
     refused = {}
@@ -134,8 +140,9 @@ def _refused(composed: list[DictConfig]) -> dict[int, str]:
             hydra = config.hydra
             own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             stored = jobs.own_config(own, hydra)
-            options = {key: value for key, value in stored.items() if key not in jobs.BOOKKEEPING}
-            to_experiment(OmegaConf.create(options)).check()
+            experiment = jobs.experiment_of(stored)
+            experiment.check()
+            refuse_other_nodes(experiment.trainer)
             jobs.refuse_other_config(jobs.job_of_sweep(own, hydra), stored)
         except (UserError, HydraException, OmegaConfBaseException) as error:
             refused[number] = str(jobs.mistake(error))

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tpg import jobs
 from tpg.errors import Interrupted, UserError
-from tpg.jobs import BOOKKEEPING, CONF, mistake, own_config, reported, run_entry
+from tpg.jobs import CONF, experiment_of, mistake, own_config, refuse_ranks, reported, run_entry
 from tpg.sweep_files import fixed_overrides, key_of, register_definitions
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def sweep(config: DictConfig) -> float:
     from tpg.composition import find_user_modules
 
     find_user_modules()
+    refuse_ranks()
     if config.resume is not None:
         raise UserError("resume: the same command continues a sweep; leave resume= out")
     given = list(HydraConfig.get().overrides.task)
@@ -152,7 +153,6 @@ def run_trial(config: DictConfig) -> int | None:
 
 def _planned(config: DictConfig, hydra_config: Any, path: Path, name: str) -> "TrialRun":
     """The run of a trial: as tpg.train would compose it, or as its folder tells if it was begun before."""
-    from tpg.composition import to_experiment
     from tpg.searching.trial import TrialRun
 
     if (path / "config.yaml").is_file():
@@ -162,8 +162,7 @@ def _planned(config: DictConfig, hydra_config: Any, path: Path, name: str) -> "T
         for logger in stored["logger"].values():
             if isinstance(logger, dict) and "group" in logger:
                 logger["group"] = logger["group"] or name
-    options = {key: value for key, value in stored.items() if key not in BOOKKEEPING}
-    return TrialRun(to_experiment(OmegaConf.create(options)), stored, OmegaConf.to_yaml(OmegaConf.create(stored)))
+    return TrialRun(experiment_of(stored), stored, OmegaConf.to_yaml(OmegaConf.create(stored)))
 
 
 def _stored(config: DictConfig, hydra_config: Any) -> dict[str, Any]:
@@ -176,14 +175,14 @@ def _stored(config: DictConfig, hydra_config: Any) -> dict[str, Any]:
 
 def _experiment(overrides: list[str]) -> "Experiment":
     """What a trial with these arguments runs. Raises `UserError` if it does not compose."""
-    from tpg.composition import composition_error, to_experiment
+    from tpg.composition import composition_error
 
     try:
         composed = GlobalHydra.instance().config_loader().load_configuration("sweep", overrides, RunMode.RUN)
         stored = _stored(composed, composed.hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_error(error, overrides, CONF)) from None
-    return to_experiment(OmegaConf.create({key: value for key, value in stored.items() if key not in BOOKKEEPING}))
+    return experiment_of(stored)
 
 
 def _definition(config: DictConfig) -> "Sweep":

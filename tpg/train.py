@@ -1,17 +1,39 @@
 """Train a policy: `python -m tpg.train algorithm=grpo task=addition`. See `--help`."""
 
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from tpg.continuing import continued_config
 from tpg.errors import Interrupted, UserError
-from tpg.jobs import BOOKKEEPING, CONF, job_of_sweep, new_folder, own_config, reported, run_entry
+from tpg.jobs import (
+    CONF,
+    differences,
+    experiment_of,
+    job_of_sweep,
+    new_folder,
+    own_config,
+    refuse_other_run,
+    refuse_ranks,
+    reported,
+    run_entry,
+)
+from tpg.launching import slurm
+
+if TYPE_CHECKING:
+    from tpg.launching.spec import RunSpec
+    from tpg.training.ranks import Ranks
+    from tpg.training.trainer import TrainerOptions
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -22,47 +44,150 @@ def job(config: DictConfig) -> float:
 
 def train(config: DictConfig) -> float:
     """What `job` does, mistakes raised."""
-    from tpg.composition import find_user_modules, to_experiment
-    from tpg.training.run import prepare, run
-    from tpg.training.run_folder import RunFolder, write_atomically
+    from tpg.composition import find_user_modules
+    from tpg.launching.processes import perform
+    from tpg.launching.spec import carry_out
+    from tpg.training.ranks import Ranks, started_together
 
     find_user_modules()
-    path, stored, begun = _place(config)
-    folder = RunFolder(path)
-    options = OmegaConf.create({key: value for key, value in stored.items() if key not in BOOKKEEPING})
-    experiment = to_experiment(options)
-    for warning in experiment.check():
-        print(f"warning: {warning}", file=sys.stderr)
-    if not begun:
-        RunFolder.refuse_other_run(path)
-    prepared = prepare(experiment)
-    if begun:
-        write_atomically(folder.config, OmegaConf.to_yaml(OmegaConf.create(stored)))
-    else:
-        try:
-            folder.create(OmegaConf.to_yaml(OmegaConf.create(stored)))
-        except OSError as error:
-            raise UserError(f"run_dir={path}: cannot be made: {error.strerror}") from error
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep:
+        refuse_ranks()
+    if started_together() > 1:
+        spec, ranks = _taking_part(config)
+    else:
+        spec, warnings = _spec(config)
+        ranks = Ranks()
+        _warn(warnings)
     try:
-        summary = run(experiment, prepared, folder, stored, job_of_sweep(config).launch.stop if in_sweep else None)
-    except Interrupted:
+        with _told_once(ranks):
+            summary = perform(spec) if ranks.world == 1 else carry_out(spec, ranks)
+    except Interrupted as interruption:
+        number = int(interruption.args[0])
         if not in_sweep:
-            print(f"interrupted; continue with: python -m tpg.train resume={path}", file=sys.stderr)
+            ranks.from_main(lambda: _say_how_to_continue(config, spec, number))
         raise
     return float(summary.get("eval/reward", summary["reward/last"]))
+
+
+def _spec(config: DictConfig) -> "tuple[RunSpec, list[str]]":
+    """What is to be run, checked, and the warnings of it."""
+    from tpg.launching.spec import RunSpec
+    from tpg.training.run_folder import RunFolder
+
+    path, stored, begun = _place(config)
+    experiment = experiment_of(stored)
+    warnings = experiment.check()
+    if not begun:
+        RunFolder.refuse_other_run(path)
+    stop_file = job_of_sweep(config).launch.stop if HydraConfig.get().mode == RunMode.MULTIRUN else None
+    text = OmegaConf.to_yaml(OmegaConf.create(stored))
+    return RunSpec(experiment, stored, text, path, begun, stop_file), warnings
+
+
+def _taking_part(config: DictConfig) -> "tuple[RunSpec, Ranks]":
+    """The run that this process and those it was started with carry out: as rank 0 composed it, if all did alike."""
+    from tpg.launching.exchange import keep_quiet
+    from tpg.launching.spec import RunSpec
+    from tpg.training.ranks import joined
+    from tpg.training.trainer import TrainerOptions
+
+    own: tuple[RunSpec, list[str]] | Exception
+    try:
+        own = _spec(config)
+    except Exception as error:  # told by rank 0, once all have met
+        own = error
+    trainer = TrainerOptions(accelerator="cpu") if isinstance(own, Exception) else own[0].experiment.trainer
+    ranks = joined(trainer.device_type, trainer.tensor_parallel_size, trainer.timeout_s)
+    if not ranks.main:
+        keep_quiet(ranks.rank)
+
+    def described() -> dict[str, Any]:
+        if isinstance(own, Exception):
+            raise own
+        spec, warnings = own
+        _check_count(trainer, ranks.world)
+        compared = dict(spec.config) if spec.begun else _timeless(config)
+        told = {"text": spec.text, "path": spec.path, "begun": spec.begun, "warnings": warnings}
+        return {**told, "compared": OmegaConf.to_yaml(OmegaConf.create(compared))}
+
+    with _told_once(ranks):
+        main, *others = ranks.each(described)
+        for rank, other in enumerate(others, start=1):
+            _refuse_difference(rank, *(OmegaConf.create(each["compared"]) for each in (main, other)))
+        stored: Any = OmegaConf.to_container(OmegaConf.create(main["text"]))
+        spec = RunSpec(experiment_of(stored), stored, main["text"], main["path"], main["begun"])
+    if ranks.main:
+        _warn(main["warnings"])
+    return spec, ranks
+
+
+def _check_count(trainer: "TrainerOptions", world: int) -> None:
+    if trainer.processes != world:
+        remedy = f"start {trainer.processes}" if trainer.processes > 1 else "start one alone"
+        strategy = " trainer=ddp" if trainer.strategy == "single" else ""
+        raise UserError(
+            f"trainer.devices={trainer.devices}: {world} processes were started together, and trainer.devices x"
+            f" trainer.num_nodes is {trainer.processes}; {remedy}, or give{strategy} trainer.devices=<those of a node>"
+        )
+
+
+def _timeless(config: DictConfig) -> dict[str, Any]:
+    """The config as every process composes it, whenever that is."""
+    OmegaConf.register_new_resolver("now", lambda pattern: pattern, replace=True)
+    try:
+        return own_config(config)
+    finally:
+        setup_globals()
+
+
+def _refuse_difference(rank: int, main: DictConfig, other: DictConfig) -> None:
+    found: Any = [OmegaConf.to_container(config) for config in (main, other)]
+    for key, (value, otherwise) in differences(*found).items():
+        raise UserError(
+            f"{key}: rank 0 was given {value} and rank {rank} {otherwise}; start every process with the same arguments"
+        )
+
+
+@contextmanager
+def _told_once(ranks: "Ranks") -> Iterator[None]:
+    """Leave it to the main process to tell a mistake that ends all."""
+    try:
+        yield
+    except UserError:
+        if ranks.main:
+            raise
+        sys.exit(2)
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _say_how_to_continue(config: DictConfig, spec: "RunSpec", number: int) -> None:
+    job = slurm.job_id()
+    if number == signal.SIGUSR1 and job is not None and spec.experiment.checkpoint.requeue:
+        if config.run_dir is not None or config.resume is not None:
+            print(slurm.requeued(job), file=sys.stderr)
+            return
+        print("not requeued: without run_dir= the job would begin another run", file=sys.stderr)
+    print(f"interrupted; continue with: python -m tpg.train resume={spec.path}", file=sys.stderr)
 
 
 def _place(config: DictConfig) -> tuple[Path, dict[str, Any], bool]:
     """The run's folder, its config, and whether it was begun before: by `resume`, or as a job of the same sweep."""
     if config.resume is not None:
         folder = _opened(Path(config.resume))
-        return folder.path, _stored_config(folder.config, config), True
+        return folder.path, continued_config(folder.config, config, HydraConfig.get().overrides.task), True
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
     path = new_folder(config, f"{choices.get('algorithm') or choices.get('estimator')}-{choices.get('task')}")
     composed = own_config(config)
     if hydra_config.mode != RunMode.MULTIRUN:
+        if slurm.restarted():
+            return _place_of_restarted(path, composed)
+        _clear_unborn(path)
         return path, composed, False
     if (path / "config.yaml").is_file():
         stored: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
@@ -71,11 +196,21 @@ def _place(config: DictConfig) -> tuple[Path, dict[str, Any], bool]:
     return path, composed, False
 
 
+def _place_of_restarted(path: Path, composed: dict[str, Any]) -> tuple[Path, dict[str, Any], bool]:
+    """Where SLURM starts a job again: the same command continues the run that it began."""
+    if not (path / "config.yaml").is_file():
+        _clear_unborn(path)
+        return path, composed, False
+    refuse_other_run(path, path / "config.yaml", composed, "give another run_dir, or that run's config")
+    stored: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    return path, stored, True
+
+
 def _clear_unborn(path: Path) -> None:
     """Remove what is left of a job's folder that was being made when its process was killed."""
     left = {item.name for item in path.iterdir()} if path.is_dir() else set()
     if left and left <= {"checkpoints", "config.tmp"} and not any(path.glob("checkpoints/*")):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # another rank may do so too
 
 
 def _opened(path: Path) -> Any:
@@ -85,20 +220,6 @@ def _opened(path: Path) -> Any:
         return RunFolder.opened(path)
     except UserError as error:
         raise UserError(f"resume={error}") from None
-
-
-def _stored_config(path: Path, given: DictConfig) -> dict[str, Any]:
-    """The config of the run that is continued; only the number of iterations may be given anew."""
-    stored: Any = OmegaConf.to_container(OmegaConf.load(path))
-    for override in HydraConfig.get().overrides.task:
-        key = override.split("=")[0]
-        if key == "iterations":
-            stored["iterations"] = given.iterations
-        elif key != "resume":
-            raise UserError(
-                f"{key}: resume continues with the run's own config; only iterations= may be given beside it"
-            )
-    return stored
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def model_folder(name: str) -> str:
         return str(Path(name).expanduser().absolute())
     if name == "smollm2":
         from tpg.policies.smollm2 import SmolLM2
-        from tpg.training.run import quiet_libraries
+        from tpg.training.preparation import quiet_libraries
 
         quiet_libraries()
         return str(SmolLM2().load_model_and_tokenizer(0)[0].name_or_path)

@@ -14,7 +14,7 @@ from benchmarks.curves.protocol import served
 from benchmarks.curves.task import LearningTask, told
 from tpg.training.experiment import Experiment
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
-from tpg.training.run import Prepared
+from tpg.training.preparation import Prepared
 
 
 def overrides(task: LearningTask) -> list[str]:
@@ -66,8 +66,8 @@ def prepared_of(experiment: Experiment, task: LearningTask) -> Prepared:
     from tpg.randomness import Purpose, torch_seed
     from tpg.tasks.base import Example
     from tpg.tasks.rendering import Rendered
+    from tpg.training.preparation import quiet_libraries
     from tpg.training.prompts import PromptStream
-    from tpg.training.run import quiet_libraries
 
     quiet_libraries()
     policy = experiment.policy.load(torch_seed(experiment.seed, Purpose.INITIALIZATION))

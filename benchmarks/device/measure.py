@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.floor import Rates, Shape, floor_of, forward_flops, shape_of
 from benchmarks.curves.ours import composed
 from benchmarks.device.options import GpuOptions
 from benchmarks.device.setup import module_of, overrides, prepared_of, qwen3_policy, trainer_of
+from tpg.planning.floor import Rates, Shape, floor_of, forward_flops, shape_of
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}

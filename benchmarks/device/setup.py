@@ -68,8 +68,8 @@ def prepared_of(policy: Any, prompts: int, prompt_tokens: int, seed: int) -> Any
     """The policy with prompts of random tokens."""
     from tpg.tasks.base import Example
     from tpg.tasks.rendering import Rendered
+    from tpg.training.preparation import Prepared
     from tpg.training.prompts import PromptStream
-    from tpg.training.run import Prepared
 
     size, drawn = policy.model.config.vocab_size, random.Random(f"{seed}-{prompts}-{prompt_tokens}")
     rows = tuple(tuple(drawn.randrange(3, size) for _ in range(prompt_tokens)) for _ in range(prompts))

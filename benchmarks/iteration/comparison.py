@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from benchmarks.common.floor import Floor
+from tpg.planning.floor import Floor
 
 STAGES = ("generate", "update", "iteration")
 

@@ -15,7 +15,7 @@ from benchmarks.common.protocol import Channel, Lap, Stopped, peak_memory, serve
 from benchmarks.common.workload import Workload, work_done
 from tpg.training.experiment import Experiment
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
-from tpg.training.run import Prepared
+from tpg.training.preparation import Prepared
 
 
 def overrides(workload: Workload) -> list[str]:
@@ -69,8 +69,8 @@ def prepared_of(experiment: Experiment, workload: Workload) -> Prepared:
     from tpg.randomness import Purpose, torch_seed
     from tpg.tasks.base import Example
     from tpg.tasks.rendering import Rendered
+    from tpg.training.preparation import quiet_libraries
     from tpg.training.prompts import PromptStream
-    from tpg.training.run import quiet_libraries
 
     quiet_libraries()
     policy = experiment.policy.load(torch_seed(experiment.seed, Purpose.INITIALIZATION))
@@ -141,7 +141,7 @@ def _synchronize() -> None:
 
 def work(workload: Workload, channel: Channel) -> None:
     """Load, say so, and train as long as iterations are asked for."""
-    from benchmarks.common.floor import shape_of
+    from tpg.planning.floor import shape_of
     from tpg.rewards.model import RewardModel
     from tpg.training.run import collector_of
 

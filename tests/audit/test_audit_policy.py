@@ -18,7 +18,7 @@ from tpg.estimators.remax import ReMax
 from tpg.estimators.rloo import RLOO
 from tpg.estimators.segment import Segment
 from tpg.rewards import model as reward_model
-from tpg.training.run import prepare
+from tpg.training.preparation import prepare
 
 ONCE = torch.ones(1, 3, dtype=torch.float64)
 NAMES = {"objective": "policy_gradient", "aggregation": "sequence_sum", "kl": "none"}

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.common.floor import Rates, Shape
 from benchmarks.device import checks
 from benchmarks.device import measure as measuring
 from benchmarks.device.checks import checked, greedy_tokens
 from benchmarks.device.measure import Clock, OutOfTime, shares
 from benchmarks.gpu import main
+from tpg.planning.floor import Rates, Shape
 
 CPU = ["device=cpu", "tiny=true"]
 SMALL = Shape(body_weights=100, head_weights=10, parameters=110, layers=1, query_width=2, key_width=1)
@@ -19,7 +19,7 @@ SMALL = Shape(body_weights=100, head_weights=10, parameters=110, layers=1, query
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    from benchmarks.common import floor
+    from tpg.planning import floor
 
     monkeypatch.setattr(floor, "measure", lambda device, threads: Rates({"bf16": 2e9, "float32": 1e9}, 1e9))
 

@@ -6,7 +6,6 @@ from workloads import workload
 
 from benchmarks.common import models
 from benchmarks.common.arguments import parsed
-from benchmarks.common.floor import Floor, Rates, Shape, floor_of, forward_flops, shape_of
 from benchmarks.common.workload import Workload, unequal_work, work_done
 from benchmarks.iteration.comparison import Side, cosine_and_norm, ratios, shares, told
 from benchmarks.iteration.options import StepOptions
@@ -14,9 +13,10 @@ from benchmarks.iteration.picture import draw
 from benchmarks.iteration.table import gain
 from benchmarks.iteration.turns import trl_rows
 from benchmarks.step import COMMAND, main
+from tpg.planning.floor import Floor, Rates, Shape, floor_of, forward_flops, shape_of
 from tpg.policies.tiny import Tiny
 
-MEASURE = "benchmarks.common.floor.measure"
+MEASURE = "tpg.planning.floor.measure"
 
 SMALL = Shape(body_weights=100, head_weights=10, parameters=110, layers=1, query_width=2, key_width=1)
 ASKED = {"prompts": 1, "prompt_tokens": 2, "responses": 2, "response_tokens": 3}

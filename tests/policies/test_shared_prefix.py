@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from builders import gpt2_policy, in_double_precision, record, tiny_policy, widened
-from transformers import AutoConfig, AutoModelForCausalLM
+from builders import family_policy, gpt2_policy, in_double_precision, record, tiny_policy, widened
 
 from tpg.policies import flash
 from tpg.policies.attention import FAMILIES
 from tpg.policies.base import LoRA, Policy, Reference
 from tpg.policies.shared_prefix import Pair, Span, layout_of
-from tpg.policies.tiny import character_tokenizer
 
 EOS = 1
 LONG = [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25]
@@ -50,17 +48,7 @@ def assert_equal(policy: Policy, trajectories, other: Policy | None = None) -> N
 
 
 def family(name: str, **options) -> Policy:
-    """A small model of a family with two heads to each key-value head."""
-    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1}
-    config = AutoConfig.for_model(name, **(sizes | {"bos_token_id": None, "max_position_embeddings": 64} | options))
-    config._attn_implementation = "sdpa"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return in_double_precision(Policy(model, character_tokenizer()))
+    return in_double_precision(family_policy(name, **options))
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tpg.rollouts import sampling as module
 from tpg.rollouts.sampling import GREEDY, Sampling, draw
 
 INF = float("inf")
@@ -134,3 +135,16 @@ def test_each_row_is_drawn_from_its_own_distribution():
 )
 def test_truncates(sampling, truncates):
     assert sampling.truncates is truncates
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0.7), Sampling(top_p=0.8), GREEDY], ids=str)
+def test_how_many_rows_are_drawn_at_a_time_changes_nothing(monkeypatch, sampling):
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = 2 * torch.randn(7, 30, generator=generator)
+    uniforms_B = torch.rand(7, generator=generator, dtype=torch.float64)
+    together = draw(logits_BV, uniforms_B, sampling)
+    for logits in (1, 60, 100):  # rows of 30: less than one, two, three with one left over
+        monkeypatch.setattr(module, "LOGITS_IN_CACHE", logits)
+        apart = draw(logits_BV, uniforms_B, sampling)
+        assert torch.equal(apart.tokens_B, together.tokens_B)
+        torch.testing.assert_close(apart.logprobs_B, together.logprobs_B)

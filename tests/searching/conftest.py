@@ -25,11 +25,11 @@ def imagined(monkeypatch):
             self.asked = []
             self.value = lambda experiment: {"eval/reward": experiment.optimizer.lr}
 
-        def run(self, experiment, prepared, folder, config):
+        def run(self, experiment, prepared, folder, config, stop_file=None, ranks=None):
             self.asked.append((experiment.seed, experiment.optimizer.lr))
             return {"num_tokens": 10 * experiment.seed + 10, "last": {}, **self.value(experiment)}
 
     made = Imagined()
-    monkeypatch.setattr("tpg.searching.trial.prepare", lambda experiment: None)
-    monkeypatch.setattr("tpg.searching.trial.run", made.run)
+    monkeypatch.setattr("tpg.launching.spec.prepare", lambda experiment: None)
+    monkeypatch.setattr("tpg.launching.spec.run", made.run)
     return made

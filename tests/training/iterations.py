@@ -15,15 +15,19 @@ from tpg.method import Method
 from tpg.mismatch import NoMismatch
 from tpg.objectives.policy_gradient import PolicyGradient
 from tpg.policies.base import Reference
+from tpg.policies.gathered import Gathered, whole
 from tpg.rewards.model import Rewards
 from tpg.rollouts.transformers import Transformers
 from tpg.tasks.base import Example
 from tpg.tasks.rendering import Rendered
 from tpg.training.experience import Collector
 from tpg.training.module import TrajectoryPolicyGradient
-from tpg.training.options import Optimizer, TrainerOptions, Update
+from tpg.training.options import Optimizer, Update
 from tpg.training.prompts import PromptStream
+from tpg.training.ranks import Ranks
+from tpg.training.trainer import TrainerOptions
 
+CPU = TrainerOptions(accelerator="cpu")
 ENGINE = Transformers(prompts=4, responses_per_prompt=4, max_response_tokens=8)
 SMOOTH = Optimizer(lr=0.1, eps=0.1)
 """AdamW with an epsilon far above rounding, so that equal gradients make equal steps."""
@@ -57,7 +61,7 @@ class Recorder(Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         grads = [parameter.grad for parameter in pl_module.parameters()]
-        self.gradients.append([None if grad is None else grad.clone() for grad in grads])
+        self.gradients.append([None if grad is None else whole(grad).clone() for grad in grads])
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.micro_batches.append(0 if batch.trajectories is None else len(batch.trajectories))
@@ -89,6 +93,8 @@ def trained(
     checkpoint=None,
     stop=lambda: None,
     dtype=torch.float64,
+    hardware=CPU,
+    ranks=None,
 ):
     """The module after so many iterations from the same policy, with a `Recorder` as `module.recorder`."""
     kl, update = kl or NoKL(), update or Update()
@@ -99,8 +105,10 @@ def trained(
     policy.model.generation_config.eos_token_id = [1, *range(60, 80)]  # so that responses end, at many lengths
     rows = 8
     prompts = Rendered(tuple(Example(str(row)) for row in range(rows)), tuple((10 + row, 40) for row in range(rows)), 0)
+    gathered = Gathered(policy) if hardware.shards else None
     collector = (Collector if skip else UnskippedCollector)(
-        engine=engine.build(policy),
+        policy=policy,
+        engine=engine.build(policy if gathered is None else gathered.policy),
         stream=PromptStream(prompts, 3),
         reward_model=FunctionReward(reward),
         method=Method(
@@ -115,18 +123,20 @@ def trained(
         reference=Reference(policy) if kl.needs_reference else None,
         on_step=stop,
         critic=critic.build(policy).to(dtype) if critic else None,
+        ranks=ranks or Ranks(),
+        gathered=gathered,
     )
     module = TrajectoryPolicyGradient(collector, optimizer, 100)
     module.recorder = Recorder()
-    options = TrainerOptions(accelerator="cpu", gradient_clip_val=clip)
-    trainer = options.build(iterations, tmp_path, [module.recorder, *callbacks], [], [])
+    hardware = replace(hardware, gradient_clip_val=clip)
+    trainer = hardware.build(iterations, tmp_path, [module.recorder, *callbacks], [], [])
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return module
 
 
 def weights(module):
     """All parameters in one vector."""
-    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    return torch.cat([whole(parameter.detach()).flatten() for parameter in module.parameters()])
 
 
 def gradients(module):

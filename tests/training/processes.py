@@ -29,9 +29,12 @@ TINY = [
 ]
 
 
+VARIABLES = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+
+
 def start(folder: Path, *overrides: str) -> subprocess.Popen:
     """A run that has begun; its output goes to `<folder>.log`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **VARIABLES}
     log = folder.with_name(folder.name + ".log")
     with log.open("a") as output:
         command = [sys.executable, "-m", "tpg.train", *overrides]

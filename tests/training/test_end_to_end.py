@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from tpg.composition import to_experiment
 from tpg.policies.base import Policy
-from tpg.training.run import prepare, run
+from tpg.training.preparation import prepare
+from tpg.training.run import run
 from tpg.training.run_folder import RunFolder
 
 CONF = Path(__file__).parents[2] / "conf"

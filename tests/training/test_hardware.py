@@ -13,7 +13,7 @@ from tpg import evaluate, train
 from tpg.policies.tiny import Tiny
 from tpg.training import hardware
 from tpg.training.hardware import Precision, bfloat16_speed, fastest_precision, layer_shapes
-from tpg.training.options import TrainerOptions
+from tpg.training.trainer import TrainerOptions
 
 ON_CPU = TrainerOptions(accelerator="cpu", precision="auto")
 
@@ -115,16 +115,16 @@ def test_the_first_choice_is_kept(monkeypatch, policy, tmp_path):
 
 
 def test_a_run_is_continued_and_evaluated_in_the_precision_it_began_in(monkeypatch, entry, tmp_path):
-    from tpg.training import options
+    from tpg.training import trainer
 
     built = []
-    build = options.TrainerOptions.build
+    build = trainer.TrainerOptions.build
 
     def watched(self, *arguments):
         built.append(self.precision)
         return build(self, *arguments)
 
-    monkeypatch.setattr(options.TrainerOptions, "build", watched)
+    monkeypatch.setattr(trainer.TrainerOptions, "build", watched)
     calls = measured(monkeypatch, 3.0)
     folder = tmp_path / "run"
     code, out, lines = entry(train, *TINY, "iterations=1", "evaluation.every=0", f"run_dir={folder}")

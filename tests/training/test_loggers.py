@@ -19,8 +19,9 @@ from tpg.audit.callback import AuditVerdict
 from tpg.composition import resolved, to_experiment, with_shadow_options
 from tpg.errors import Interrupted, UserError
 from tpg.training.loggers import LoggerOptions
+from tpg.training.preparation import prepare
 from tpg.training.pruning import Pruned
-from tpg.training.run import prepare, run
+from tpg.training.run import run
 from tpg.training.run_folder import RunFolder
 from tpg.training.tracking import Tracking, record_environment
 

@@ -74,13 +74,19 @@ def test_update_metrics_are_means_over_steps_and_tokens():
     gathered.add(torch.tensor(1.5), {"ratio": torch.tensor([[5.0]])}, torch.tensor([[True]]))
     gathered.grad_norms += [1.0, 2.0]
     gathered.learning_rate = 0.1
-    assert gathered.summary() == {"loss": 1.0, "grad_norm": 1.5, "learning_rate": 0.1, "ratio": 11 / 4}
+    assert gathered.summary() == {
+        "loss": 1.0,
+        "grad_norm": 1.5,
+        "learning_rate": 0.1,
+        "update/skipped_steps": 0,
+        "ratio": 11 / 4,
+    }
 
 
 def test_update_metrics_of_an_iteration_without_tokens_are_zero():
     gathered = UpdateMetrics()
     gathered.grad_norms.append(0.0)
-    assert gathered.summary() == {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0}
+    assert gathered.summary() == {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0, "update/skipped_steps": 0}
 
 
 # pi_trainer / pi_engine of three responses' tokens: 2 * 0.5, 3 and 0.25 * 2; the last column is tool output.

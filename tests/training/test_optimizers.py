@@ -32,6 +32,26 @@ def test_a_step_by_hand_fused_or_not(fused):
     assert bool(optimizer.defaults["fused"]) is (fused is not False)
 
 
+def test_a_closure_sees_the_groups_and_is_differentiated():
+    parts = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
+    optimizer, _ = Optimizer(lr=0.1).build(parts[0], 4, [(parts[1], 0.2)])
+    seen = []
+
+    def closure():
+        seen.append([(len(group["params"]), group["lr"]) for group in optimizer.param_groups])
+        loss = sum(part(torch.tensor([3.0, 4.0])).sum() for part in parts)
+        loss.backward()
+        return loss
+
+    before = [part.weight.detach().clone() for part in parts]
+    groups = optimizer.param_groups
+    assert optimizer.step(closure).requires_grad
+    assert optimizer.param_groups is groups
+    assert seen == [[(1, 0.1), (1, 0.2)]]
+    for part, weight, lr in zip(parts, before, (0.1, 0.2), strict=True):
+        assert (weight - part.weight)[0].tolist() == pytest.approx([lr, lr], rel=1e-4)
+
+
 def test_no_fused_step_where_there_is_none():
     module = torch.nn.Linear(2, 1, device="meta")
     assert not Optimizer().build(module, 4)[0].defaults["fused"]

@@ -133,3 +133,22 @@ def test_an_atomic_write_replaces_the_whole_text(tmp_path):
     write_atomically(path, "short")
     assert path.read_text() == "short"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_policy_is_the_old_one_until_the_new_one_is_written(folder):
+    def save(text):
+        def write(place):
+            place.mkdir()
+            (place / "model").write_text(text)
+            if text == "half":
+                raise OSError(28, "No space left on device")
+
+        return write
+
+    folder.write_policy(save("old"))
+    with pytest.raises(OSError, match="No space left"):
+        folder.write_policy(save("half"))
+    assert (folder.policy / "model").read_text() == "old"
+    folder.write_policy(save("new"))
+    assert (folder.policy / "model").read_text() == "new"
+    assert not (folder.path / "policy.tmp").exists()

@@ -30,7 +30,8 @@ from tpg.rewards.model import RewardModel
 from tpg.rollouts.engine import Engine, no_step
 from tpg.training.answers import Answering
 from tpg.training.experiment import Experiment
-from tpg.training.run import Prepared, collector_of
+from tpg.training.preparation import Prepared
+from tpg.training.run import collector_of
 from tpg.training.scoring import score
 from tpg.training.shadow import group_gradients
 from tpg.training.warm_start import warm_start
@@ -79,7 +80,7 @@ def audit_policy(
         limit = experiment.rollout.max_prompt_tokens
         warm_start(policy, experiment.task, experiment.warm_start, experiment.seed, limit, lambda loss: None)
     with (
-        RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model,
+        RewardModel(experiment.reward_model, experiment.reward_workers, experiment.reward_memory_gb) as reward_model,
         engine,
         Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress,
         trainer.precision_plugin.forward_context(),
@@ -166,7 +167,7 @@ class Rollouts:
             weighed = method.weigh(trajectories, dataclasses.replace(answers, state=state["estimator"]), state)
             return group_gradients(method, weighed, sketches, c.rollout.max_response_tokens, state).sum(0)
 
-        answering = Answering(c.engine, c.stream, c.reward_model, c.method, c.passes, c.on_step)
+        answering = c.answering
         greedy = answering.greedy(prefixes, number) if any(r.greedy for r in asked.values()) else None
         estimates = {}
         for name, requests in asked.items():
@@ -185,9 +186,9 @@ def _answers(
     answers, tokens = Answers(), 0
     if requests.greedy:
         assert greedy is not None
-        rewards_B, scored_B = answering.greedy_rewards(trajectories, greedy, state)
-        answers = dataclasses.replace(answers, greedy_rewards_B=rewards_B, greedy_scored_B=scored_B)
-        tokens += int(greedy.action_mask_BT.sum())
+        answered = answering.greedy_rewards(trajectories, greedy, state)
+        answers = dataclasses.replace(answers, greedy_rewards_B=answered.rewards_B, greedy_scored_B=answered.scored_B)
+        tokens += answered.generated_tokens
     if requests.continuations is not None:
         continued = answering.continued(trajectories, requests.continuations, number, state)
         answers = dataclasses.replace(answers, continued_values_K=continued.values_K)

@@ -15,7 +15,7 @@ from tpg.audit.rows import Names, audit, setting_of, settings_of
 from tpg.estimators.base import Estimator
 from tpg.training.experiment import Experiment
 from tpg.training.loggers import Start, WandB
-from tpg.training.run import prepare, quiet_libraries
+from tpg.training.preparation import prepare, quiet_libraries
 
 
 def on_worlds(

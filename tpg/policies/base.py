@@ -60,6 +60,16 @@ class PolicyOptions(ABC):
     def load_model_and_tokenizer(self, seed: int) -> tuple[Any, Any]:
         """The Hugging Face model and tokenizer."""
 
+    def outlined_model(self) -> Any:
+        """The Hugging Face model made on the meta device; one that reads weights makes it from its config instead."""
+        return self.load_model_and_tokenizer(0)[0]
+
+    def outline(self) -> Any:
+        """The model in its adapters, with every shape and type and without weights: on the meta device."""
+        with torch.device("meta"):
+            model = self.outlined_model()
+            return model if self.lora is None else self.lora.wrap(model)
+
     def load(self, seed: int) -> "Policy":
         """The policy, ready to generate and to be trained."""
         model, tokenizer = self.load_model_and_tokenizer(seed)
@@ -156,13 +166,20 @@ class Reference:
         self._adapters_off = hasattr(policy.model, "disable_adapter")
         self._frozen = policy if self._adapters_off else copy.deepcopy(policy).requires_grad_(False)
 
+    @property
+    def frozen_copy(self) -> Policy | None:
+        """The frozen copy; None where it is the policy without its adapters."""
+        return None if self._adapters_off else self._frozen
+
     @contextlib.contextmanager
     def _active(self) -> Iterator[Policy]:
         if self._adapters_off:
             with self._policy.model.disable_adapter():
                 yield self._policy
         else:
-            yield self._frozen.to(self._policy.device)
+            if self._frozen.device != self._policy.device:
+                self._frozen.to(self._policy.device)
+            yield self._frozen
 
     @torch.no_grad()
     def logprobs(self, trajectories: Trajectories, temperature: float) -> Tensor:

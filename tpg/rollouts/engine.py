@@ -1,7 +1,7 @@
 """What a rollout engine is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -78,6 +78,10 @@ class RolloutOptions(ABC):
         """What it decodes in where that is not what an update at `trainer.precision` computes in; None where it is."""
         return None
 
+    def decodes_in(self, precision: str) -> torch.dtype | None:
+        """The type in which weights made for this engine alone are best held; None: as the policy's are."""
+        return None
+
     def check(self) -> None:  # noqa: B027
         """Raise `UserError` for what this machine lacks. Loads nothing."""
 
@@ -125,14 +129,15 @@ class Engine(ABC):
         retain: bool = False,
         on_finished: OnFinished | None = None,
     ) -> Trajectories:
-        """Continue every prefix once for each of its keys, at least one; a prefix's continuations lie side by side.
+        """Continue every prefix, if there is any, once for each of its keys, at least one.
 
-        A continuation's response holds the given tokens too, outside `action_mask_BT`. Log-probabilities are the
-        untruncated policy's at the sampling temperature (at 1 when greedy). `on_step` is called after each decoding
-        step and may raise to end the generation. `on_finished` is given responses as they are complete, in any order,
-        each at most once, so that they are scored while others are generated; what it never got is scored afterwards.
-        With `retain` an engine may keep what it computed until `release`, so that prefixes whose `parent` is one of
-        these trajectories are not computed again; the policy may not change meanwhile.
+        A prefix's continuations lie side by side. A continuation's response holds the given tokens too, outside
+        `action_mask_BT`. Log-probabilities are the untruncated policy's at the sampling temperature (at 1 when greedy).
+        `on_step` is called after each decoding step and may raise to end the generation. `on_finished` is given
+        responses as they are complete, in any order, each at most once, so that they are scored while others are
+        generated; what it never got is scored afterwards. With `retain` an engine may keep what it computed until
+        `release`, so that prefixes whose `parent` is one of these trajectories are not computed again; the policy may
+        not change meanwhile.
         """
 
     def release(self) -> None:  # noqa: B027
@@ -181,9 +186,9 @@ def assembled(
     version: int,
 ) -> Trajectories:
     """The record of generated rows, on the CPU. `new_ids` hold the end token where it was sampled."""
-    prompts = max(len(row.prefix.prompt_ids) for row in rows)
+    prompts = max((len(row.prefix.prompt_ids) for row in rows), default=1)
     given = [len(row.prefix.response_ids) for row in rows]
-    width = max(1, *(g + len(ids) for g, ids in zip(given, new_ids, strict=True)))
+    width = max([1, *(g + len(ids) for g, ids in zip(given, new_ids, strict=True))])
     B = len(rows)
     prompt_ids_BP = torch.full((B, prompts), policy.pad_id)
     prompt_mask_BP = torch.zeros(B, prompts, dtype=torch.bool)
@@ -206,11 +211,15 @@ def assembled(
         response_mask_BT=response_mask_BT,
         action_mask_BT=action_mask_BT,
         rollout_logprobs_BT=logprobs_BT,
-        row_B=torch.tensor([row.prefix.row for row in rows]),
-        draw_B=torch.tensor([row.prefix.draw for row in rows]),
-        response_index_B=torch.tensor([row.index for row in rows]),
-        finish_reason_B=torch.tensor([int(reason) for reason in finish]),
-        parent_B=torch.tensor([row.prefix.parent for row in rows]),
-        position_B=torch.tensor(given),
+        row_B=_numbers(row.prefix.row for row in rows),
+        draw_B=_numbers(row.prefix.draw for row in rows),
+        response_index_B=_numbers(row.index for row in rows),
+        finish_reason_B=_numbers(int(reason) for reason in finish),
+        parent_B=_numbers(row.prefix.parent for row in rows),
+        position_B=_numbers(given),
         version_B=torch.full((B,), version),
     )
+
+
+def _numbers(values: Iterable[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.long)

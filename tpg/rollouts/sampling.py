@@ -26,6 +26,10 @@ class Sampling:
 GREEDY = Sampling(temperature=0.0)
 
 
+LOGITS_IN_CACHE = 1 << 19
+"""Logits that a CPU draws from at a time: its passes over them are bound by memory, and so many stay in the cache."""
+
+
 class Drawn(NamedTuple):
     """A token for each row and its log-probability."""
 
@@ -40,6 +44,13 @@ def on_device(uniforms: Tensor, device: torch.device) -> Tensor:
 
 def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> Drawn:
     """One token a row; `uniforms_B` in [0, 1). The log-probability is the untruncated policy's, in float32 or wider."""
+    rows = max(1, LOGITS_IN_CACHE // logits_BV.shape[1] if logits_BV.device.type == "cpu" else len(logits_BV))
+    parts = zip(logits_BV.split(rows), uniforms_B.split(rows), strict=True)
+    tokens, logprobs = zip(*[_drawn(logits, uniforms, sampling) for logits, uniforms in parts], strict=True)
+    return Drawn(torch.cat(tokens), torch.cat(logprobs))
+
+
+def _drawn(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> Drawn:
     logits_BV = logits_BV.float() if logits_BV.dtype in (torch.bfloat16, torch.float16) else logits_BV
     if sampling.temperature not in (0, 1):
         logits_BV = logits_BV / sampling.temperature

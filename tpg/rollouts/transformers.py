@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from tpg.component import component
 from tpg.policies.base import Policy
+from tpg.policies.memory import tried
 from tpg.randomness import uniforms
+from tpg.rollouts.at_once import AtOnce
 from tpg.rollouts.engine import (
     Continuation,
     Engine,
@@ -43,6 +46,10 @@ class TransformersEngine(Engine):
 
     options: Transformers
 
+    def __init__(self, options: Transformers, policy: Policy) -> None:
+        super().__init__(options, policy)
+        self._at_once = AtOnce(options.batch_responses)
+
     @torch.no_grad()
     def generate(
         self,
@@ -55,14 +62,21 @@ class TransformersEngine(Engine):
         on_finished: OnFinished | None = None,
     ) -> Trajectories:
         """See `Engine.generate`; nothing is retained, and responses finish a batch at a time."""
+        if not prefixes:
+            return assembled([], [], [], [], self.policy, version)
         rows = expanded(prefixes)
-        parts = []
-        size = self.options.batch_responses
-        for start in range(0, len(rows), size):
-            part = _generate_batch(self.policy, rows[start : start + size], sampling, version, on_step)
-            parts.append(part)
+        parts: list[Trajectories] = []
+        start = 0
+        while start < len(rows):
+            some = rows[start : start + self._at_once.most]
+            made = tried(partial(_generate_batch, self.policy, some, sampling, version, on_step))
+            if not made:
+                self._at_once.lower(len(some))
+                continue
+            parts += made
             if on_finished:
-                on_finished(finished(part, start))
+                on_finished(finished(made[0], start))
+            start += len(some)
         return concatenate(parts)
 
 

@@ -13,6 +13,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tpg.reporting.search_pictures import draw_importances, draw_parallel_coordinates
@@ -47,7 +48,7 @@ def line(study: Study, sweep: Sweep, number: int, console: Console) -> None:
     elif winners:
         leader = f"  front: trials {', '.join(str(winner.number) for winner in winners)}"
     console.print(
-        f"trial {number:<3} [{colour}]{_escaped(told(trial, sweep))}[/{colour}]{leader}  {_values(trial, sweep)}"
+        f"trial {number:<3} [{colour}]{escape(told(trial, sweep))}[/{colour}]{leader}  {_values(trial, sweep)}"
         f"  {trial.user_attrs.get('seconds', 0):.0f} s  ({ended} of {sweep.limit})",
         highlight=False,
     )
@@ -79,7 +80,7 @@ def conclude(study: Study, sweep: Sweep, folder: Path, fixed: Sequence[str], nam
     for winner in winners[:1]:
         command = shlex.join(["python", "-m", "tpg.train", *fixed, *sweep.overrides(winner.params)])
         label = "train the best" if len(winners) == 1 else "train one of the best"
-        console.print(f"{label:21} {_escaped(command)}", highlight=False)
+        console.print(f"{label:21} {escape(command)}", highlight=False)
 
 
 def _table(study: Study, winners: list[FrozenTrial], trials: list[FrozenTrial], sweep: Sweep) -> Table:
@@ -171,15 +172,11 @@ def _best_text(study: Study, winners: list[FrozenTrial], sweep: Sweep, fixed: Se
 
 
 def _values(trial: FrozenTrial, sweep: Sweep) -> str:
-    return _escaped(" ".join(f"{key}={_short(trial.params[key])}" for key in sweep.parameters if key in trial.params))
+    return escape(" ".join(f"{key}={_short(trial.params[key])}" for key in sweep.parameters if key in trial.params))
 
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def _shown(path: Path) -> Path:

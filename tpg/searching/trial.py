@@ -8,7 +8,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tpg.errors import Interrupted, UserError
+from tpg.launching.processes import perform
+from tpg.launching.spec import RunSpec
 from tpg.searching.definition import Sweep
 from tpg.searching.study import numbered, running
 from tpg.spelling import did_you_mean
 from tpg.training.experiment import Experiment
-from tpg.training.pruning import Pruned, Pruning
-from tpg.training.run import prepare, run
+from tpg.training.pruning import Pruned
 from tpg.training.run_folder import RunFolder, write_atomically
 
 
@@ -88,19 +89,12 @@ def attempt(
 
 def _run(planned: TrialRun, path: Path, sweep: Sweep, report: Callable[[int, float], bool]) -> dict[str, Any]:
     """Train in a folder of the trial's own, or go on there."""
-    folder = RunFolder(path)
-    begun = folder.config.is_file()
+    begun = RunFolder(path).config.is_file()
     if not begun and path.exists():
         shutil.rmtree(path)  # killed while it was being made
-    experiment = planned.experiment
-    experiment.check()
-    prepared = prepare(experiment)
-    if not begun:
-        folder.create(planned.text)
-    if sweep.pruner.reads is not None:
-        pruning = Pruning(sweep.pruner.reads, folder, experiment.iterations, report)
-        experiment = replace(experiment, callbacks={**experiment.callbacks, "pruning": pruning})
-    return run(experiment, prepared, folder, planned.config)
+    planned.experiment.check()
+    spec = RunSpec(planned.experiment, planned.config, planned.text, path, begun, watched=sweep.pruner.reads)
+    return perform(spec, report)
 
 
 def measured(summary: Mapping[str, Any], sweep: Sweep) -> list[float]:

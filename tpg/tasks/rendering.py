@@ -51,6 +51,21 @@ def render_prompts(
     )
 
 
+def check_context(rendered: Rendered, max_response_tokens: int, max_positions: int | None) -> None:
+    """Raise `UserError` if a prompt and its response could be longer than the context that the policy was made for."""
+    longest = max(map(len, rendered.token_ids))
+    if max_positions is not None and longest + max_response_tokens > max_positions:
+        raise UserError(
+            f"rollout.max_response_tokens={max_response_tokens}: with the longest prompt of {longest} tokens that is"
+            f" more than the {max_positions} tokens of the policy's context"
+            + (
+                f"; at most {max_positions - longest} fit"
+                if longest < max_positions
+                else "; leave such prompts out: task.overlong_prompts=filter and a smaller rollout.max_prompt_tokens"
+            )
+        )
+
+
 def _token_ids(task: Task, example: Example, tokenizer: Any) -> tuple[int, ...]:
     from jinja2 import TemplateError
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpg.training.ranks import Ranks
 from tpg.training.scoring import Scored, Scoring
-from tpg.trajectories import Trajectories
+from tpg.trajectories import Trajectories, concatenate
 
 OnStep = Callable[[], None]
 
@@ -27,9 +28,10 @@ class Rollout:
         """Their rewards, once all have come."""
         return self.scoring.scored(self.trajectories)
 
-    def state(self) -> dict[str, Any]:
-        """All that was sampled, as plain tensors."""
-        fields = {field.name: getattr(self.trajectories, field.name) for field in dataclasses.fields(self.trajectories)}
+    def state(self, ranks: Ranks) -> dict[str, Any]:
+        """All that every process has sampled, as plain tensors."""
+        whole = concatenate(ranks.each(lambda: self.trajectories))
+        fields = {field.name: getattr(whole, field.name) for field in dataclasses.fields(whole)}
         tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
         return {"iteration": self.iteration, "tensors": tensors}
 
@@ -95,13 +97,16 @@ class Ahead:
         self._join()
         self._next = self._failure = None
 
-    def state(self) -> dict[str, Any] | None:
-        """What a run continues from, beside the weights."""
-        return self._current.state() if self._current else None
+    def state(self, ranks: Ranks) -> dict[str, Any] | None:
+        """What a run continues from, beside the weights; every process calls it."""
+        return self._current.state(ranks) if self._current else None
 
-    def restore(self, state: Mapping[str, Any], scoring: Scoring) -> None:
-        """Take it back, still to be scored."""
-        self._current = Rollout(state["iteration"], Trajectories(**state["tensors"]), scoring)
+    def restore(self, state: Mapping[str, Any], scoring: Scoring, ranks: Ranks, responses_per_prompt: int) -> None:
+        """Take this process's share of it back, still to be scored."""
+        whole = Trajectories(**state["tensors"])
+        prompts = torch.arange(len(whole)).view(-1, responses_per_prompt)
+        own = prompts[torch.tensor(ranks.own(range(len(prompts))), dtype=torch.long)].flatten()
+        self._current = Rollout(state["iteration"], whole.select(own), scoring)
 
     def _check(self) -> None:
         if self._ended:

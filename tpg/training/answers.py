@@ -14,8 +14,18 @@ from tpg.rollouts.engine import Engine, Prefix
 from tpg.rollouts.sampling import GREEDY
 from tpg.training.passes import Passes
 from tpg.training.prompts import PromptStream
-from tpg.training.scoring import Scoring
+from tpg.training.ranks import Ranks
+from tpg.training.scoring import Scoring, joined
 from tpg.trajectories import Trajectories
+
+
+@dataclass(frozen=True, eq=False)
+class Greedy:
+    """The answer to a request for greedy responses: for each trajectory its prompt's, and whether it was scored."""
+
+    rewards_B: Tensor
+    scored_B: Tensor
+    generated_tokens: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,40 +52,65 @@ class Answering:
     method: Method
     passes: Passes
     on_step: Callable[[], None]
+    ranks: Ranks
 
     def greedy(self, prefixes: Sequence[Prefix], iteration: int) -> Trajectories:
-        """One greedy response to each prompt."""
-        alone = [replace(prefix, keys=prefix.keys[:1]) for prefix in prefixes]
-        return self.engine.generate(alone, GREEDY, version=iteration - 1, on_step=self.on_step)
+        """One greedy response to each prompt of this process's share."""
+        alone = [replace(prefix, keys=prefix.keys[:1]) for prefix in self.ranks.own(prefixes)]
+        return self.ranks.together(
+            lambda: self.engine.generate(alone, GREEDY, version=iteration - 1, on_step=self.on_step)
+        )
 
-    def greedy_rewards(self, trajectories: Trajectories, greedy: Trajectories, state: State) -> tuple[Tensor, Tensor]:
-        """For each trajectory the reward of its prompt's greedy response, and whether that was scored."""
+    def greedy_rewards(self, trajectories: Trajectories, greedy: Trajectories, state: State) -> Greedy:
+        """Score every process's greedy responses."""
         scoring = Scoring((), self.stream.prompts.examples, self.passes.policy, self.reward_model)
-        rewards_B, scored_B = self._rewards(greedy, scoring, state)
-        place = {identity: i for i, identity in enumerate(_identity(greedy))}
+        scored = joined(self.ranks.each(lambda: scoring.scored(greedy))).trajectories
+        rewards_B, scored_B = self._rewards(scored, state)
+        place = {identity: i for i, identity in enumerate(_identity(scored))}
         own_B = torch.tensor([place[identity] for identity in _identity(trajectories)])
-        return rewards_B[own_B], scored_B[own_B]
+        return Greedy(rewards_B[own_B], scored_B[own_B], int(scored.action_mask_BT.sum()))
 
     def continued(self, trajectories: Trajectories, wanted: Continuations, iteration: int, state: State) -> Continued:
-        """Continue every different prefix of a prompt `wanted.count` times, and score the complete responses."""
+        """Continue every different prefix of a prompt `wanted.count` times, and score the complete responses.
+
+        A process continues the responses that it has generated, which its engine may have retained.
+        """
         places, owners = self._places(trajectories, wanted)
         if not places:
             return Continued(torch.zeros(0), 0, 0)
-        prefixes = [self._prefix(trajectories, *places[o], wanted, iteration) for o in range(len(places))]
+        shares = self._shares(trajectories)
+        first = shares[self.ranks.rank].start
+        prefixes = [
+            self._prefix(trajectories, parent, position, first, wanted, iteration)
+            for parent, position in places
+            if parent in shares[self.ranks.rank]
+        ]
         scoring = Scoring(prefixes, self.stream.prompts.examples, self.passes.policy, self.reward_model)
-        made = self.engine.generate(
-            prefixes,
-            self.engine.options.sampling,
-            version=iteration - 1,
-            on_step=self.on_step,
-            on_finished=scoring.finished,
+        made = self.ranks.together(
+            lambda: self.engine.generate(
+                prefixes,
+                self.engine.options.sampling,
+                version=iteration - 1,
+                on_step=self.on_step,
+                on_finished=scoring.finished,
+            )
         )
-        generated = int(made.action_mask_BT.sum())
+        scored = joined(self.ranks.each(lambda: scoring.scored(made))).trajectories
+        generated = int(scored.action_mask_BT.sum())
         # Complete responses count: what was given was chosen by the policy too.
-        rewards_B, scored_B = self._rewards(made.replace(action_mask_BT=made.response_mask_BT), scoring, state)
+        rewards_B, scored_B = self._rewards(scored.replace(action_mask_BT=scored.response_mask_BT), state)
         totals = torch.where(scored_B, rewards_B, 0.0).view(-1, wanted.count).sum(-1)
         counts = scored_B.view(-1, wanted.count).sum(-1)
-        return Continued((totals / counts)[torch.tensor(owners)], generated, int((~scored_B).sum()))
+        # They came share by share.
+        order = [place for share in shares for place, (parent, _) in enumerate(places) if parent in share]
+        values = torch.empty(len(places)).index_copy(0, torch.tensor(order), totals / counts)
+        return Continued(values[torch.tensor(owners)], generated, int((~scored_B).sum()))
+
+    def _shares(self, trajectories: Trajectories) -> list[range]:
+        """The trajectories that each process has generated: its share of the prompts, in order."""
+        group = self.engine.options.responses_per_prompt
+        shares = self.ranks.shares(len(trajectories) // group)
+        return [range(share.start * group, share.stop * group) for share in shares]
 
     def _places(self, trajectories: Trajectories, wanted: Continuations) -> tuple[list[tuple[int, int]], list[int]]:
         """The (parent, position) of each different prefix, and for each wanted prefix which of them it is."""
@@ -93,7 +128,7 @@ class Answering:
         return places, owners
 
     def _prefix(
-        self, trajectories: Trajectories, parent: int, position: int, wanted: Continuations, iteration: int
+        self, trajectories: Trajectories, parent: int, position: int, first: int, wanted: Continuations, iteration: int
     ) -> Prefix:
         row, draw = int(trajectories.row_B[parent]), int(trajectories.draw_B[parent])
         index = int(trajectories.response_index_B[parent])
@@ -106,11 +141,10 @@ class Answering:
             row=row,
             draw=draw,
             response_ids=tuple(trajectories.response_ids_BT[parent, :position].tolist()),
-            parent=parent,
+            parent=parent - first,
         )
 
-    def _rewards(self, trajectories: Trajectories, scoring: Scoring, state: State) -> tuple[Tensor, Tensor]:
-        scored = scoring.scored(trajectories).trajectories
+    def _rewards(self, scored: Trajectories, state: State) -> tuple[Tensor, Tensor]:
         if self.method.moves_rewards:
             scored = self.passes.with_logprobs(scored, old=True)
         assert scored.scored_B is not None

@@ -1,9 +1,10 @@
 """The policy on held-out prompts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 
 from tpg.rewards.base import Sample
 from tpg.rewards.match import last_number
@@ -14,7 +15,8 @@ from tpg.training.metrics import success_estimates
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 from tpg.training.options import Evaluation
 from tpg.training.prompts import PromptStream
-from tpg.training.scoring import score
+from tpg.training.ranks import Ranks
+from tpg.training.scoring import Scored, joined, score
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Evaluator:
     held_out: PromptStream
     reward_model: RewardModel
     on_step: Callable[[], None] = no_step
+    ranks: Ranks = field(default_factory=Ranks)
+    """Who divides the prompts."""
 
     @torch.no_grad()
     def evaluate(self) -> EvaluationResult:
@@ -45,8 +49,13 @@ class Evaluator:
         sampling = self.engine.options.sampling
         if self.options.temperature is not None:
             sampling = Sampling(self.options.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-        rollout = self.engine.generate(prefixes, sampling, on_step=self.on_step)
-        scored = score(rollout, self.held_out.prompts.examples, self.engine.policy, self.reward_model)
+        own = self.ranks.own(prefixes)
+
+        def judged() -> Scored:
+            rollout = self.engine.generate(own, sampling, on_step=self.on_step)
+            return score(rollout, self.held_out.prompts.examples, self.engine.policy, self.reward_model)
+
+        scored = joined(self.ranks.each(judged))
         trajectories = scored.trajectories
         assert trajectories.rewards_B is not None
         assert trajectories.scored_B is not None
@@ -72,11 +81,23 @@ class PeriodicEvaluation(IterationCallback):
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
+        self.final: EvaluationResult | None = None
+        """Of the policy that the run leaves."""
 
     def on_iteration_start(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
         """Evaluate before iteration 1, 1 + every, 1 + 2 every, ..."""
         every = self.evaluator.options.every
         if every and (iteration - 1) % every == 0:
-            with module.trainer.precision_plugin.forward_context():
-                estimates = self.evaluator.evaluate().estimates
+            estimates = self._evaluate(module.trainer).estimates
             module.metrics |= {f"eval/{name}": value for name, value in estimates.items()}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate what was trained, before Lightning takes it off its device."""
+        assert isinstance(pl_module, TrajectoryPolicyGradient)
+        pl_module.collector.gather()
+        if self.evaluator.options.every:
+            self.final = self._evaluate(trainer)
+
+    def _evaluate(self, trainer: Trainer) -> EvaluationResult:
+        with trainer.precision_plugin.forward_context():
+            return self.evaluator.evaluate()

@@ -17,13 +17,19 @@ from tpg.mismatch import Mismatch
 from tpg.objectives.base import Objective
 from tpg.policies.base import Policy, PolicyOptions
 from tpg.policies.critic import CriticOptions, NoCritic
+from tpg.policies.sharding import check_divides
 from tpg.rewards.base import RewardTerm
 from tpg.rewards.model import check_columns
 from tpg.rollouts.engine import RolloutOptions
+from tpg.spelling import did_you_mean
 from tpg.tasks.base import Task
+from tpg.training.guards import Guard
 from tpg.training.loggers import LoggerOptions
-from tpg.training.optimizers import OptimizerOptions
-from tpg.training.options import Audit, Checkpointing, Evaluation, TrainerOptions, Update, WarmStart
+from tpg.training.metric_names import metric_names
+from tpg.training.optimizers import AdamW8bit, OptimizerOptions
+from tpg.training.options import Audit, Checkpointing, Evaluation, Update, WarmStart
+from tpg.training.ranks import Ranks
+from tpg.training.trainer import TrainerOptions
 
 
 @component
@@ -37,6 +43,8 @@ class Experiment:
     reward_model: dict[str, RewardTerm] = Field(default_factory=dict)
     reward_workers: int = Field(ge=1)
     """Processes that score responses."""
+    reward_memory_gb: float | None = Field(default=None, gt=0)
+    """What each of them may allocate, the interpreter and its imports included; None: no limit."""
     estimator: Estimator
     objective: Objective
     aggregation: Aggregation
@@ -53,6 +61,7 @@ class Experiment:
     evaluation: Evaluation
     audit: Audit
     checkpoint: Checkpointing
+    guards: dict[str, Guard] = Field(default_factory=dict)
     logger: dict[str, LoggerOptions] = Field(default_factory=dict)
     shadow_estimators: dict[str, Estimator] = Field(default_factory=dict)
     """Whose gradients on the same rollouts are logged beside the trained one's."""
@@ -74,11 +83,13 @@ class Experiment:
         """The same with another estimator."""
         return replace(self, estimator=estimator)
 
-    def on_this_machine(self, policy: Policy, kept: Path | None = None) -> tuple["Experiment", list[str]]:
+    def on_this_machine(
+        self, policy: Policy, kept: Path | None = None, ranks: Ranks | None = None
+    ) -> tuple["Experiment", list[str]]:
         """With the trainer's precision chosen if it was left open, and what is to be said of that (see there)."""
         if self.trainer.precision != "auto":
             return self, []
-        trainer, note = self.trainer.on_this_machine(policy, kept)
+        trainer, note = (ranks or Ranks()).from_main(lambda: self.trainer.on_this_machine(policy, kept))
         chosen = replace(self, trainer=trainer)
         return chosen, [note, *chosen.precision_warnings()]
 
@@ -110,12 +121,14 @@ class Experiment:
             )
         self._check_callbacks()
         self._check_shadows()
+        self._check_guards()
         check_columns(self.reward_model, self.task.columns())
         self.task.check()
         self.policy.check()
         self.rollout.check()
         self.critic.check(self.policy)
         self.trainer.check()
+        self._check_devices()
         self.optimizer.check()
         for name, logger in self.logger.items():
             logger.check(f"logger.{name}")
@@ -146,10 +159,50 @@ class Experiment:
                     f" rollout.responses_per_prompt={group}"
                 )
 
+    def _check_devices(self) -> None:
+        """What several processes, or those that divide a model, cannot do yet."""
+        from tpg.training.shadow import asked_by
+
+        trainer = self.trainer
+        if trainer.processes > 1:
+            for name, callback in self.callbacks.items():
+                if getattr(callback, "compares_micro_batches", False):
+                    raise UserError(f"callbacks.{name}: compares one process's micro-batches; use trainer.devices=1")
+            if getattr(self.rollout, "server", None) is not None:
+                raise UserError(
+                    f"rollout.server={self.rollout.server}: a server follows the weights of one process"  # type: ignore[attr-defined]
+                    " only; use rollout.server=null, an engine within each process, or trainer.devices=1"
+                )
+        if not trainer.shards:
+            return
+        whole = f"and trainer.strategy={trainer.strategy} divides it; use trainer=ddp"
+        if self.shadow_estimators:
+            raise UserError(f"shadow_estimators: read the whole output layer, {whole}")
+        if asked_by(self.estimator).score_norms:
+            raise UserError(f"estimator.norm: takes each response's gradient in the whole model, {whole}")
+        if isinstance(self.optimizer, AdamW8bit):
+            raise UserError(
+                f"optimizer: 8-bit moments are of whole weights, and trainer.strategy={trainer.strategy} divides them;"
+                " use optimizer=adamw"
+            )
+        check_divides(self.policy, trainer.tensor_parallel_size)
+
     def _check_shadows(self) -> None:
         from tpg.training.shadow import check_shadows
 
         check_shadows(self.shadow_estimators, self.method, self.rollout.responses_per_prompt)
+
+    def _check_guards(self) -> None:
+        """Refuse a metric that no run has, unless a callback of the user's own may add it."""
+        for name, guard in self.guards.items():
+            guard.check(f"guards.{name}")
+        if any(not type(callback).__module__.startswith("tpg.") for callback in self.callbacks.values()):
+            return
+        known = metric_names(self.reward_model, self.shadow_estimators, self.evaluation.responses_per_prompt)
+        for name, guard in self.guards.items():
+            if guard.metric not in known:
+                near = did_you_mean(guard.metric, known)
+                raise UserError(f"guards.{name}.metric={guard.metric}: no such metric; see docs/metrics.md{near}")
 
     def _check_callbacks(self) -> None:
         from lightning.pytorch import Callback

@@ -15,6 +15,10 @@ class WandbIterations(WandbLogger):
         """Log a row."""
         self.experiment.log(dict(metrics) if step is None else {"iteration": step, **metrics})
 
+    def alert(self, title: str, text: str) -> None:
+        """Tell those who asked W&B to be told of alerts."""
+        self.experiment.alert(title=title, text=text, level="WARN")
+
 
 class TrackioIterations(Logger):
     """A trackio run; one of the same name is continued."""
@@ -56,6 +60,13 @@ class TrackioIterations(Logger):
         import trackio
 
         self.experiment.log({key: trackio.Table(columns=columns, data=data)}, step=step)
+
+    def alert(self, title: str, text: str) -> None:
+        """Show it among the run's alerts."""
+        import trackio
+
+        with contextlib.redirect_stdout(io.StringIO()):  # the screen has it
+            trackio.alert(title, text)
 
     def finish(self) -> None:
         """Wait until all is written."""

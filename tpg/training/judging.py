@@ -4,21 +4,24 @@ import math
 
 from pydantic import Field
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tpg.component import component
 from tpg.errors import UserError
 from tpg.policies.base import Policy, PolicyOptions
 from tpg.randomness import Purpose, torch_seed
+from tpg.reporting.tokens.record import visible
 from tpg.rewards.base import RewardTerm
 from tpg.rewards.model import RewardModel, check_columns
 from tpg.rollouts.engine import RolloutOptions
 from tpg.tasks.base import Task
 from tpg.tasks.rendering import render_prompts
 from tpg.training.evaluation import EvaluationResult, Evaluator
-from tpg.training.options import Evaluation, TrainerOptions
+from tpg.training.options import Evaluation
+from tpg.training.preparation import quiet_libraries
 from tpg.training.prompts import PromptStream
-from tpg.training.run import quiet_libraries
+from tpg.training.trainer import TrainerOptions
 
 
 @component
@@ -35,6 +38,7 @@ class EvaluationRun:
     samples: int = Field(ge=0)
     """Answers to show."""
     reward_workers: int = Field(ge=1)
+    reward_memory_gb: float | None = Field(default=None, gt=0)
 
     def check(self) -> list[str]:
         """Raise `UserError` for what is missing or cannot go together; there is nothing to warn of."""
@@ -67,7 +71,7 @@ def judge(run: EvaluationRun) -> float:
     if engine.note:
         console.print(f"note: {engine.note}", highlight=False)
     with (
-        RewardModel(run.reward_model, run.reward_workers) as reward_model,
+        RewardModel(run.reward_model, run.reward_workers, run.reward_memory_gb) as reward_model,
         engine,
         trainer.precision_plugin.forward_context(),
         console.status(f"{len(held_out.token_ids)} prompts x {run.evaluation.responses_per_prompt} responses"),
@@ -97,5 +101,5 @@ def _print(result: EvaluationResult, run: EvaluationRun, policy: Policy, console
 
 
 def _plain(text: str) -> str:
-    """Text that the console takes as it is, brackets included."""
-    return text.replace("[", r"\[")
+    """Text that the console takes as it is: neither markup nor control characters have an effect."""
+    return escape(visible(text))

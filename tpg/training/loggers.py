@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from tpg.errors import UserError
 
 Outcome = Literal["finished", "pruned", "interrupted", "failed"]
 """How a run ended: complete, not worth going on with, asked to stop, or by an error."""
+
+PATIENCE_S = 60.0
+"""How long a server may take to answer at the start."""
 
 
 @dataclass(frozen=True)
@@ -119,22 +123,18 @@ class WandB(LoggerOptions):
 
         from tpg.training.iteration_loggers import WandbIterations
 
-        mode: Any = self._mode()
+        mode = self._mode()
         start.folder.joinpath("wandb").mkdir(exist_ok=True)
         try:
-            run = wandb.init(
-                dir=start.folder,
-                name=start.name,
-                id=start.run_id,
-                project=self.project,
-                entity=self.entity,
-                group=self.group,
-                tags=self.tags,
-                config=dict(start.config),
-                mode=mode,
-                resume="allow" if mode == "online" else None,
-                settings=wandb.Settings(silent=True),
+            run = self._begun(start, mode)
+        except wandb.errors.CommError as error:
+            print(
+                f"warning: logger.wandb: no answer from the server ({' '.join(str(error).split())}): logging offline;"
+                f" upload with `wandb sync {start.folder}/wandb/offline-run-*`",
+                file=sys.stderr,
             )
+            wandb.teardown()  # of what still waits for the server
+            run = self._begun(start, "offline")
         except wandb.errors.Error as error:
             raise UserError(f"logger.wandb: {error}; continue with wandb offline: WANDB_MODE=offline") from error
         run.define_metric("iteration")
@@ -145,6 +145,23 @@ class WandB(LoggerOptions):
                 code.add_file(str(file), policy="immutable")
         run.log_artifact(code)
         return WandbIterations(experiment=run)
+
+    def _begun(self, start: Start, mode: Any) -> Any:
+        import wandb
+
+        return wandb.init(
+            dir=start.folder,
+            name=start.name,
+            id=start.run_id,
+            project=self.project,
+            entity=self.entity,
+            group=self.group,
+            tags=self.tags,
+            config=dict(start.config),
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(silent=True, init_timeout=PATIENCE_S),
+        )
 
     def finish(self, logger: Any, folder: Path, summary: Mapping[str, Any]) -> None:
         """The summary in the run's own, and as an artifact; the policy as another if it is wanted."""

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,6 +139,10 @@ class UpdateMetrics:
     tokens: int = 0
     gap: SamplingGap = field(default_factory=SamplingGap)
     """Of the responses that pass through the only update."""
+    skipped_steps: int = 0
+    """Those whose loss or gradient was not finite; the numbers here are of the others."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """The sums over the steps that were made."""
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, loss: Tensor, watched_BT: Mapping[str, Tensor], mask_BT: Tensor) -> None:
@@ -147,9 +152,25 @@ class UpdateMetrics:
         for name, values_BT in watched_BT.items():
             self.watched[name] = self.watched.get(name, 0.0) + float(masked_sum(values_BT, mask_BT).sum())
 
+    @property
+    def step_loss(self) -> float:
+        """The loss of the step in hand, the critic's included."""
+        return self.loss - self.made.get("loss", 0.0) + self.critic_loss - self.made.get("critic_loss", 0.0)
+
+    def step_made(self) -> None:
+        """Keep what was gathered of the step in hand."""
+        self.made = {name: getattr(self, name) for name in ("loss", "critic_loss", "tokens")}
+        self.made["watched"] = dict(self.watched)
+
+    def step_skipped(self) -> None:
+        """Forget what was gathered of the step in hand, and count it."""
+        self.skipped_steps += 1
+        self.loss, self.critic_loss = self.made.get("loss", 0.0), self.made.get("critic_loss", 0.0)
+        self.tokens, self.watched = self.made.get("tokens", 0), dict(self.made.get("watched", {}))
+
     def summary(self) -> dict[str, float]:
-        """Loss and gradient norm a step, means over the tokens that were updated."""
-        steps = max(1, len(self.grad_norms))
+        """Loss and gradient norm a step, means over the tokens that were updated; NaN where no step was made."""
+        steps: float = len(self.grad_norms) or (math.nan if self.skipped_steps else 1)
         critic = {
             "critic/loss": self.critic_loss / steps,
             "critic/grad_norm": sum(self.critic_grad_norms) / steps,
@@ -159,9 +180,30 @@ class UpdateMetrics:
             "loss": self.loss / steps,
             "grad_norm": sum(self.grad_norms) / steps,
             "learning_rate": self.learning_rate,
+            "update/skipped_steps": self.skipped_steps,
             **(critic if self.critic_grad_norms else {}),
             **means,
         }
+
+
+def joined(parts: Sequence[UpdateMetrics], started: float) -> UpdateMetrics:
+    """What the replicas of a model have gathered in the same steps; their gradients, and so the norms, are one."""
+    gap = SamplingGap(
+        total=sum(part.gap.total for part in parts),
+        largest=max(part.gap.largest for part in parts),
+        tokens=sum(part.gap.tokens for part in parts),
+        log_ratios=[ratios for part in parts for ratios in part.gap.log_ratios],
+    )
+    names = {name for part in parts for name in part.watched}
+    return replace(
+        parts[0],
+        loss=sum(part.loss for part in parts),
+        critic_loss=sum(part.critic_loss for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        watched={name: sum(part.watched.get(name, 0.0) for part in parts) for name in sorted(names)},
+        gap=gap,
+        started=started,
+    )
 
 
 def success_estimates(rewards_KN: Tensor, answers: list[list[str]] | None, success_reward: float) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """From an iteration's trajectories to the micro-batches that Lightning's loop runs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -11,6 +11,7 @@ from tpg.aggregation import MinibatchSize
 from tpg.errors import UserError
 from tpg.randomness import Purpose, permutation
 from tpg.training.options import Update
+from tpg.training.ranks import Ranks
 from tpg.training.splitting import Limits, Splitter
 from tpg.trajectories import Trajectories
 
@@ -41,6 +42,8 @@ class ExperienceLoader:
     """Whether the responses to a prompt stay in one micro-batch, which exceeds its size only if a group alone does."""
     similar_lengths: bool = True
     """Micro-batches hold what is computed with least waste; else a random choice of prompts' responses, evenly."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """Who divides the micro-batches; a replica's are as many as any other's."""
 
     @cached_property
     def parts(self) -> int:
@@ -59,13 +62,15 @@ class ExperienceLoader:
                 yield MicroBatch(chosen, size)
 
     def _split(self, index: Tensor, at_least: int = 0) -> list[Tensor]:
-        """The needed responses of a minibatch in parts."""
-        return self._splitter.parts(
+        """This replica's share of the needed responses of a minibatch, in parts."""
+        dealt = self._splitter.dealt(
             index[self.needed_B[index]],
+            self.ranks.replicas,
             at_least=at_least,
             whole_groups=self.whole_groups,
             similar_lengths=self.similar_lengths,
         )
+        return dealt[self.ranks.replica]
 
     @cached_property
     def _splitter(self) -> Splitter:
@@ -82,6 +87,7 @@ def experience_loader(
     iteration: int,
     whole_groups: bool = False,
     limits: Limits | None = None,
+    ranks: Ranks | None = None,
 ) -> ExperienceLoader:
     """Shuffle the responses into minibatches, anew each update epoch; those not kept take a place but do not count.
 
@@ -104,7 +110,15 @@ def experience_loader(
         for chosen in order.split(max(1, per_minibatch // size)):
             index = members[chosen].flatten()
             minibatches.append(index[kept_B[index]])
-    return ExperienceLoader(trajectories, tuple(minibatches), needed_B, limits, max_response_tokens, whole_groups)
+    return ExperienceLoader(
+        trajectories,
+        tuple(minibatches),
+        needed_B,
+        limits,
+        max_response_tokens,
+        whole_groups,
+        ranks=ranks or Ranks(),
+    )
 
 
 def grouped(trajectories: Trajectories) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tpg.component import component
 from tpg.errors import UserError
@@ -60,6 +61,33 @@ class OptimizerOptions(ABC):
         return 1.0
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's, for weights of which some are divided among processes and others not, or otherwise."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Weights that are divided alike step together."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        self.param_groups = [{**group, "params": params} for group in groups for params in _alike(group["params"])]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        return loss
+
+
+def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """In parts that one kernel takes: plain ones, and those of one mesh."""
+    parts: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        parts.setdefault(mesh, []).append(parameter)
+    return list(parts.values())
+
+
 @component
 class Optimizer(OptimizerOptions):
     """AdamW. (arXiv 1711.05101.)"""
@@ -73,7 +101,7 @@ class Optimizer(OptimizerOptions):
         fused = devices <= {"cpu", "cuda"} if self.fused is None else self.fused
         if fused and not devices <= {"cpu", "cuda"}:
             raise UserError(f"optimizer.fused=true: there is no fused step on {', '.join(sorted(devices))}; use false")
-        made = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
+        made = AdamW(groups, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
         # Else Lightning would leave it to the step to undo the scaling of losses, and refuse to clip.
         made._step_supports_amp_scaling = False
         return made
@@ -97,5 +125,9 @@ class AdamW8bit(OptimizerOptions):
         """The optimizer; tensors of fewer than 4096 numbers keep their moments in 32 bits."""
         import bitsandbytes
 
+        if any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"]):
+            raise UserError(
+                "optimizer: 8-bit AdamW steps no weights that are divided; use optimizer=adamw, or trainer=ddp"
+            )
         kind = bitsandbytes.optim.PagedAdamW8bit if self.paged else bitsandbytes.optim.AdamW8bit
         return kind(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)

@@ -1,18 +1,12 @@
 """The options of a run that are no method: how the update is split, the optimizer, the hardware, what is kept."""
 
 import math
-from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field, field_validator
-from torch import nn
 
 from tpg.component import component
-from tpg.errors import UserError
 from tpg.estimators.base import Estimator
-from tpg.training.hardware import Precision, PrecisionName, fastest_precision
 from tpg.training.optimizers import Optimizer as Optimizer
 
 
@@ -29,6 +23,9 @@ class Update:
     share prompts a rectangle with its padding. Bounds memory and changes nothing else; None: no bound."""
     responses_per_microbatch: int | None = Field(default=None, ge=1)
     """Responses of a pass, beside that bound; None: no bound."""
+    stop_after_nonfinite: int | None = Field(default=3, ge=1)
+    """Optimizer steps in a row that may be skipped because their loss or gradient is not finite: the last of so many
+    ends the run; None: none does."""
 
     @property
     def at_a_time(self) -> str:
@@ -39,77 +36,6 @@ class Update:
     def steps(self, responses: int) -> int:
         """Optimizer steps an iteration."""
         return self.epochs * math.ceil(responses / (self.responses_per_minibatch or responses))
-
-
-@component
-class TrainerOptions:
-    """The Lightning Trainer: hardware, precision, clipping."""
-
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    devices: Literal[1] = 1
-    precision: PrecisionName = "32-true"
-    """auto: bf16-mixed where that is measured to be faster for the policy's layers, else 32-true."""
-    gradient_clip_val: float | None = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
-    deterministic: bool = False
-    detect_anomaly: bool = False
-
-    def check(self) -> None:
-        """Raise `UserError` for an accelerator that this machine lacks."""
-        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        present = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
-        if not present.get(self.accelerator, True):
-            raise UserError(f"trainer.accelerator={self.accelerator}: none here; use trainer=cpu or trainer=auto")
-
-    @property
-    def device_type(self) -> str:
-        """Of what Lightning will take: cpu, cuda or mps."""
-        wanted = {"auto": ("cuda", "mps"), "gpu": ("cuda", "mps")}.get(self.accelerator, (self.accelerator,))
-        present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        return next((device for device in wanted if present.get(device)), "cpu")
-
-    def on_this_machine(self, policy: nn.Module, kept: Path | None = None) -> tuple["TrainerOptions", str]:
-        """With the precision in which the policy is fastest here, and a note of it; nothing new if one is given.
-
-        The file `kept` holds the choice from the first time on, so that a run goes on in the precision that it began
-        in, on whatever machine.
-        """
-        if self.precision != "auto":
-            return self, ""
-        precision = Precision.read(kept) if kept is not None and kept.exists() else None
-        if precision is None:
-            precision = fastest_precision(policy, self.device_type)
-            if kept is not None:
-                precision.write(kept)
-        return replace(self, precision=precision.name), precision.note
-
-    def build(
-        self, iterations: int, folder: Path | None, callbacks: list[Any], loggers: list[Any], plugins: list[Any]
-    ) -> Any:
-        """A Trainer whose epochs are iterations."""
-        from lightning.pytorch import Trainer
-
-        if self.precision == "auto":
-            raise ValueError("precision=auto is to be chosen first: on_this_machine(policy)")
-        return Trainer(
-            accelerator=self.accelerator,
-            devices=self.devices,
-            precision=self.precision,
-            gradient_clip_val=self.gradient_clip_val,
-            deterministic=self.deterministic,
-            detect_anomaly=self.detect_anomaly,
-            max_epochs=iterations,
-            reload_dataloaders_every_n_epochs=1,
-            use_distributed_sampler=False,
-            limit_val_batches=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=callbacks,
-            logger=loggers or False,
-            plugins=plugins,
-            default_root_dir=folder,
-        )
 
 
 @component
@@ -135,8 +61,14 @@ class Checkpointing:
     every: int = Field(default=10, ge=1)
     """Iterations between two checkpoints; the last iteration always leaves one."""
     keep_last: int = Field(default=1, ge=1)
+    """Complete checkpoints that are kept, the newest; an older one is deleted when the next stands."""
+    stop_within_s: float | None = Field(default=25.0, ge=0)
+    """Seconds after SIGTERM at which an update that is still under way is left, to be done again from the last
+    checkpoint; None: it is always completed, and saved."""
     recorded_responses: int = Field(default=64, ge=0)
     """How many responses, by whole prompts, leave a record of their tokens then and at the first iteration; 0: none."""
+    requeue: bool = True
+    """Whether a SLURM job that is stopped by SIGUSR1 (`--signal=USR1@120`) puts itself back into the queue."""
 
 
 @component

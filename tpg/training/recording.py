@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tpg.training.experience import Experience
@@ -116,8 +117,6 @@ class ProgressLine(IterationCallback):
             self._warn(f"reward_model.{term} left responses unscored: {cause}", term)
         if not module.experience.weighed.needed_B.any():
             self._warn(f"iteration {iteration} carried no signal: every weight is zero", "signal")
-        if any(not math.isfinite(metrics[name]) for name in ("loss", "grad_norm")):
-            self._warn(f"iteration {iteration}: loss or gradient is not finite", "finite")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the finished bar on the screen."""
@@ -130,4 +129,4 @@ class ProgressLine(IterationCallback):
     def _warn(self, message: str, subject: str) -> None:
         if subject not in self.said:
             self.said.add(subject)
-            self.console.print(f"[yellow]warning:[/yellow] {message}", highlight=False)
+            self.console.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False)

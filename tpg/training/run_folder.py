@@ -3,7 +3,8 @@
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.precision = path / "precision.json"
         self.learning_curve = path / "learning_curve.png"
+        self.writes = True
+        """Whether this process writes in it, or another one for all."""
         self._columns: list[str] = []
 
     @staticmethod
@@ -52,6 +55,23 @@ class RunFolder:
         """The checkpoint of the latest iteration."""
         return max(self.checkpoints.glob("iteration-*.ckpt"), default=None)
 
+    def clear_staging(self) -> None:
+        """Remove what a killed process was writing."""
+        for place in (self.path, self.checkpoints, self.tokens):
+            for left in place.glob("*.tmp"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def flush(self) -> None:
+        """Bring what was appended to the disk, so that no checkpoint is ahead of it."""
+        for path in (self.metrics, self.completions):
+            if self.writes and path.exists():
+                _to_disk(path)
+
+    @staticmethod
+    def iteration_of(checkpoint: Path | None) -> int:
+        """The iteration that a checkpoint closes; 0 without one."""
+        return int(checkpoint.stem.split("-")[1]) if checkpoint else 0
+
     def rows(self) -> list[dict[str, str]]:
         """Metrics as text, a row an iteration."""
         if not self.metrics.exists():
@@ -62,6 +82,8 @@ class RunFolder:
 
     def cut_back(self, iteration: int) -> None:
         """Forget what was written of later iterations, a torn last line included."""
+        if not self.writes:
+            return
         rows = [row for row in self.rows() if int(row["iteration"]) <= iteration]
         self._rewrite_metrics(rows)
         if self.completions.exists():
@@ -75,6 +97,8 @@ class RunFolder:
 
     def add_row(self, row: Mapping[str, float]) -> None:
         """Append an iteration's metrics; a new column leaves earlier rows empty there."""
+        if not self.writes:
+            return
         new = [name for name in row if name not in self._columns]
         if new:
             rows = self.rows()
@@ -85,13 +109,27 @@ class RunFolder:
 
     def add_completions(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append an iteration's completions, a JSON object a line."""
+        if not self.writes:
+            return
         with self.completions.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def write_tokens(self, iteration: int, lines: Sequence[str]) -> None:
         """An iteration's record of tokens, a JSON object a line."""
+        if not self.writes:
+            return
         self.tokens.mkdir(exist_ok=True)
         write_atomically(self.tokens / f"iteration-{iteration:06d}.jsonl", "".join(line + "\n" for line in lines))
+
+    def write_policy(self, save: Callable[[Path], None]) -> None:
+        """The final policy, by what writes it into a folder."""
+        staging = self.policy.with_suffix(".tmp")
+        shutil.rmtree(staging, ignore_errors=True)
+        save(staging)
+        for file in staging.iterdir():
+            _to_disk(file)
+        shutil.rmtree(self.policy, ignore_errors=True)
+        put_in_place(staging, self.policy)
 
     def _rewrite_metrics(self, rows: list[dict[str, str]]) -> None:
         self._columns = self._columns or (list(rows[0]) if rows else ["iteration"])
@@ -100,7 +138,7 @@ class RunFolder:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        staging.replace(self.metrics)
+        put_in_place(staging, self.metrics)
 
 
 def _iteration_of(line: str) -> int | None:
@@ -113,8 +151,21 @@ def _iteration_of(line: str) -> int | None:
 def write_atomically(path: Path, text: str) -> None:
     """The whole text or the file as it was."""
     staging = path.with_suffix(".tmp")
-    with staging.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    staging.write_text(text, encoding="utf-8")
+    put_in_place(staging, path)
+
+
+def put_in_place(staging: Path, path: Path) -> None:
+    """Give a file that is written its name, so that whatever happens the name stands for all of it or for the old."""
+    _to_disk(staging)
     staging.replace(path)
+    _to_disk(path.parent)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, would outlast a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,5 +1,6 @@
 """Rewards onto trajectories."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from tpg.rewards.base import Sample
 from tpg.rewards.model import Pending, RewardModel
 from tpg.rollouts.engine import Finished, Prefix, expanded
 from tpg.tasks.base import Example
-from tpg.trajectories import FinishReason, Trajectories
+from tpg.trajectories import FinishReason, Trajectories, concatenate
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,22 @@ class Scored:
     failures: dict[str, dict[str, int]]
     """How often a term failed, by reason."""
     first_failure: dict[str, str]
+
+
+def joined(parts: Sequence[Scored]) -> Scored:
+    """Several shares of one rollout as one."""
+    failures: dict[str, Counter[str]] = {}
+    first: dict[str, str] = {}
+    for part in parts:
+        for term, reasons in part.failures.items():
+            failures.setdefault(term, Counter()).update(reasons)
+        first = {**part.first_failure, **first}
+    return Scored(
+        trajectories=concatenate([part.trajectories for part in parts]),
+        samples=tuple(sample for part in parts for sample in part.samples),
+        failures={term: dict(reasons) for term, reasons in failures.items()},
+        first_failure=first,
+    )
 
 
 class Scoring:
@@ -73,7 +90,7 @@ class Scoring:
             rewards = self.reward_model.score(samples)
         scored = trajectories.replace(
             rewards_B=torch.tensor(rewards.total, dtype=torch.float32).nan_to_num(),
-            scored_B=torch.tensor(rewards.scored),
+            scored_B=torch.tensor(rewards.scored, dtype=torch.bool),
             reward_terms_B={name: torch.tensor(values, dtype=torch.float32) for name, values in rewards.terms.items()},
         )
         return Scored(scored, samples, rewards.failures, rewards.first_failure)

@@ -31,7 +31,7 @@ PROMPTS_SHARE, LEAST_PROMPTS = 4, 2
 def check_shadows(shadows: Mapping[str, Estimator], method: Method, responses_per_prompt: int) -> None:
     """Raise `UserError` for a shadow estimator that reads what the trained one's rollouts do not bring."""
     trained = method.estimator
-    brought = _asked(trained)
+    brought = asked_by(trained)
     for name, shadow in shadows.items():
         if responses_per_prompt < shadow.min_group:
             raise UserError(
@@ -43,7 +43,7 @@ def check_shadows(shadows: Mapping[str, Estimator], method: Method, responses_pe
                 f"shadow_estimators: {name} gives each token its own weight, but objective"
                 f" {type(method.objective).__name__} needs one weight for a whole response"
             )
-        asks = _asked(shadow)
+        asks = asked_by(shadow)
         lacking = {
             "a critic's values": shadow.needs_critic and not trained.needs_critic,
             "greedy responses": asks.greedy and not brought.greedy,
@@ -58,7 +58,7 @@ def check_shadows(shadows: Mapping[str, Estimator], method: Method, responses_pe
                 )
 
 
-def _asked(estimator: Estimator) -> Requests:
+def asked_by(estimator: Estimator) -> Requests:
     """What an estimator asks for, from rollouts made up for the question."""
     tokens = torch.full((2, 64), 2)
     mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -170,7 +170,7 @@ class Shadows(IterationCallback):
         if self._projections is None:
             self._projections = Projections.random(collector.policy, SKETCH, SKETCH, seed=0)
         whole, passes = experience.trajectories, collector.passes
-        reads = {name for name, estimator in self.estimators.items() if _asked(estimator).distribution}
+        reads = {name for name, estimator in self.estimators.items() if asked_by(estimator).distribution}
         chosen_B = _chosen(whole.group_B)
         with module.trainer.precision_plugin.forward_context():
             sketches, part = sketched(

@@ -72,6 +72,36 @@ class Splitter:
             parts = even if all(map(self.fits, even)) else parts
         return [torch.tensor(part, dtype=torch.long) for part in parts + [[]] * (at_least - len(parts))]
 
+    def dealt(
+        self,
+        chosen: Tensor,
+        replicas: int,
+        *,
+        at_least: int = 0,
+        whole_groups: bool = False,
+        similar_lengths: bool = True,
+    ) -> list[list[Tensor]]:
+        """Parts for each of so many replicas of the model, as many for every one; the rest is as for `parts`."""
+        shares = self._shares(chosen.tolist(), replicas, whole_groups=whole_groups) if replicas > 1 else [chosen]
+
+        def parts(share: Tensor, at_least: int) -> list[Tensor]:
+            return self.parts(share, at_least=at_least, whole_groups=whole_groups, similar_lengths=similar_lengths)
+
+        most = max(len(parts(share, at_least)) for share in shares)
+        return [parts(share, most) for share in shares]
+
+    def _shares(self, chosen: list[int], replicas: int, *, whole_groups: bool) -> list[Tensor]:
+        """The responses in shares of similar cost, groups whole if they must be or there are enough of them."""
+        groups = self.members(chosen)
+        units = groups if whole_groups or len(groups) >= replicas else [[i] for i in chosen]
+        shares: list[list[int]] = [[] for _ in range(replicas)]
+        costs = [0] * replicas
+        for unit in sorted(units, key=self.cost, reverse=True):
+            cheapest = costs.index(min(costs))
+            shares[cheapest] += unit
+            costs[cheapest] += self.cost(unit)
+        return [torch.tensor(sorted(share), dtype=torch.long) for share in shares]
+
     def members(self, chosen: list[int]) -> list[list[int]]:
         """The responses by group, groups as they come."""
         members: dict[int, list[int]] = {}

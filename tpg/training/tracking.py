@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from tpg.errors import Interrupted
+from tpg.redaction import redacted
 from tpg.training.loggers import LoggerOptions, Outcome, Start
 from tpg.training.pruning import Pruned
 from tpg.training.run_folder import RunFolder, write_atomically
+from tpg.training.tolerant import Tolerant
 
 SEEN = ("tpg", "torch", "transformers", "lightning", "peft", "datasets")
 """Packages whose versions go to the loggers; environment.json has all."""
@@ -33,7 +35,9 @@ class Tracking:
     def __init__(
         self, options: Mapping[str, LoggerOptions], folder: RunFolder, config: Mapping[str, Any], iteration: int
     ) -> None:
-        environment = record_environment(folder.path, iteration)
+        if not folder.writes:  # another process logs for all
+            options = {}
+        environment = record_environment(folder.path, iteration, writes=folder.writes)
         told = {name: value for name, value in environment.items() if name != "packages"}
         told["versions"] = {name: environment["packages"].get(name, "") for name in SEEN}
         self.options = options
@@ -51,19 +55,20 @@ class Tracking:
 
     def __enter__(self) -> "Tracking":
         with contextlib.ExitStack() as opened:
-            for options in self.options.values():
+            for name, options in self.options.items():
                 logger = options.build(self.start)
                 if logger is not None:
-                    self.loggers.append(logger)
+                    tolerant = Tolerant(name, logger)
+                    self.loggers.append(tolerant)
                     self._opened.append((options, logger))
-                    opened.push(partial(_close, options, logger))
+                    opened.push(partial(_close, options, logger, tolerant))
             self._closing = opened.pop_all()
         return self
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Tell every logger how a complete run ended."""
-        for options, logger in self._opened:
-            options.finish(logger, self.folder.path, summary)
+        for (options, logger), tolerant in zip(self._opened, self.loggers, strict=True):
+            tolerant.tried(partial(options.finish, logger, self.folder.path, summary))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -74,6 +79,7 @@ class Tracking:
 def _close(
     options: LoggerOptions,
     logger: Any,
+    tolerant: Tolerant,
     kind: type[BaseException] | None,
     error: BaseException | None,
     trace: TracebackType | None,
@@ -85,10 +91,10 @@ def _close(
         outcome = "pruned"
     elif isinstance(error, Interrupted):
         outcome = "interrupted"
-    options.close(logger, outcome)
+    tolerant.tried(partial(options.close, logger, outcome))
 
 
-def record_environment(folder: Path, iteration: int) -> dict[str, Any]:
+def record_environment(folder: Path, iteration: int, *, writes: bool = True) -> dict[str, Any]:
     """Write what this start of a run computes with to environment.json, a record a start, and return it.
 
     Uncommitted changes go to code.diff; those of a start that continues after iteration i to code-i.diff.
@@ -102,7 +108,7 @@ def record_environment(folder: Path, iteration: int) -> dict[str, Any]:
     record = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "after_iteration": iteration,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
@@ -113,11 +119,13 @@ def record_environment(folder: Path, iteration: int) -> dict[str, Any]:
         "diff": name if any(diffs) else None,
         "packages": dict(sorted((each.name, each.version) for each in importlib.metadata.distributions())),
     }
+    if not writes:
+        return record
     path = folder / "environment.json"
     earlier = json.loads(path.read_text()) if path.exists() else []
     write_atomically(path, json.dumps([*earlier, record], indent=1) + "\n")
     if any(diffs):
-        write_atomically(folder / name, "".join(diffs))
+        write_atomically(folder / name, redacted("".join(diffs)))
     return record
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tpg.reporting.comparing.runs import Run
 from tpg.reporting.comparing.statistics import finite_mean
+from tpg.reporting.guard_records import Span
 
 TRUNCATED, ALL_EQUAL, CLIPPED, AGREEMENT = 0.1, 0.5, 0.2, 0.5
 """Shares from which on a run is mentioned: of truncated responses, of groups without a signal, of clipped tokens;
@@ -28,7 +29,25 @@ def concerns(runs: Sequence[Run]) -> list[Concern]:
         seen = {run.name: said for run in runs if (said := look(run))}
         if seen:
             found.append(Concern(title, advice, seen))
+    return found + _guards(runs)
+
+
+def _guards(runs: Sequence[Run]) -> list[Concern]:
+    """What guards said while the runs went on, a warning a guard, in the order of their names."""
+    said: dict[str, dict[str, list[Span]]] = {}
+    for run in runs:
+        for span in run.guards:
+            said.setdefault(span.guard, {}).setdefault(run.name, []).append(span)
+    found = []
+    for guard, by_run in sorted(said.items()):
+        remedies = {span.remedy: None for each in by_run.values() for span in each if span.remedy}
+        told = {run: "; ".join(f"{span.where}: {span.told}" for span in each) for run, each in by_run.items()}
+        found.append(Concern(f"Guard {guard}", " ".join(map(_sentence, remedies)), told))
     return found
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def _not_finite(run: Run) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from tpg.errors import UserError
+from tpg.reporting.guard_records import NAME, Span, read_records, spans
 from tpg.spelling import did_you_mean
 
 OWN_KEYS = {"seed", "iterations", "policy", "task", "estimator", "rollout"}
@@ -34,6 +35,8 @@ class Run:
     """Measures of the final policy."""
     finished: bool = False
     completions: Path | None = None
+    guards: list[Span] = field(default_factory=list)
+    """What the guards said while it ran."""
 
     @property
     def seed(self) -> int:
@@ -165,6 +168,7 @@ def _read(folder: Path, top: Path, notes: list[str]) -> Run | None:
         final={key: float(value) for key, value in summary.items() if key.startswith("eval/")} if finished else {},
         finished=finished,
         completions=folder / "completions.jsonl" if (folder / "completions.jsonl").exists() else None,
+        guards=spans(read_records(folder / NAME), len(rows)),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-NOT_THE_METHOD = ("seed", "run_dir", "run_id", "resume", "choices", "logger", "checkpoint")
+NOT_THE_METHOD = ("seed", "run_dir", "run_id", "resume", "choices", "logger", "checkpoint", "guards")
 """Keys that tell runs of one method apart, or where they are written."""
 METHOD_GROUPS = ("estimator", "objective", "aggregation", "kl", "mismatch", "critic")
 """Groups whose options an algorithm selects."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,6 +12,8 @@ from pydantic import Field
 from tpg.component import component
 from tpg.policies.attention import why_not
 from tpg.policies.base import Policy
+from tpg.policies.memory import tried
+from tpg.rollouts.at_once import AtOnce
 from tpg.rollouts.engine import (
     Continuation,
     Engine,
@@ -52,6 +55,12 @@ class Native(RolloutOptions):
             return half if self.dtype == "auto" else "the type that the policy is held in"
         return None
 
+    def decodes_in(self, precision: str) -> torch.dtype | None:
+        """See `RolloutOptions.decodes_in`."""
+        if self.dtype == "bfloat16" or (self.dtype == "auto" and precision == "bf16-mixed"):
+            return torch.bfloat16
+        return torch.float16 if self.dtype == "auto" and precision == "16-mixed" else None
+
     def build(self, policy: Policy) -> Engine:
         """See `RolloutOptions.build`."""
         reason = why_not(policy.model, self.max_prompt_tokens + self.max_response_tokens)
@@ -90,6 +99,7 @@ class NativeEngine(Engine):
         self._made_for: tuple[torch.device, torch.dtype] | None = None
         self._held = False
         self._kept: dict[int, Kept] = {}
+        self._at_once = AtOnce(options.batch_responses)
 
     @torch.no_grad()
     def generate(
@@ -103,30 +113,29 @@ class NativeEngine(Engine):
         on_finished: OnFinished | None = None,
     ) -> Trajectories:
         """See `Engine.generate`."""
+        if not prefixes:
+            return assembled([], [], [], [], self.policy, version)
         rows = expanded(prefixes)
         if not self._held:
             self._take_weights()
         self._held = False
-        weights, device = self._weights, self.policy.device
-        assert weights is not None
-        decoding = Decoding(
-            weights.decoder,
-            sampling,
-            self.policy.end_ids,
-            lanes=min(self.options.batch_responses, len(rows)),
-            most_tokens=max(prefix.max_tokens for prefix in prefixes),
-            keep=retain,
-        )
         if retain:
             self.release()
-        waiting = Waiting(rows, self._kept, weights.decoder, device)
-        with torch.autocast(device.type, enabled=False):  # the weights' own type is what decodes
-            done: list[Decoded] = []
-            for ended in decoding.run(waiting.next, on_step):
-                done += ended
-                if on_finished and ended:
-                    on_finished([_finished(rows[decoded.row], decoded) for decoded in ended])
-        done.sort(key=lambda decoded: decoded.row)
+        told: set[int] = set()
+
+        def tell(ended: Sequence[Decoded]) -> None:
+            new = [decoded for decoded in ended if decoded.row not in told]
+            told.update(decoded.row for decoded in new)
+            if on_finished and new:
+                on_finished([_finished(rows[decoded.row], decoded) for decoded in new])
+
+        decoded_rows: list[list[Decoded]] = []
+        while not decoded_rows:
+            lanes = min(self._at_once.most, len(rows))
+            decoded_rows = tried(partial(self._decoded, rows, sampling, lanes, on_step, tell, keep=retain))
+            if not decoded_rows:
+                self._at_once.lower(lanes)
+        done = sorted(decoded_rows[0], key=lambda decoded: decoded.row)
         if retain:
             for prompt in {decoded.prompt for decoded in done if decoded.prompt is not None}:
                 prompt.separate()
@@ -140,6 +149,31 @@ class NativeEngine(Engine):
             self.policy,
             version,
         )
+
+    def _decoded(
+        self,
+        rows: Sequence[Continuation],
+        sampling: Sampling,
+        lanes: int,
+        on_step: Callable[[], None],
+        tell: Callable[[Sequence[Decoded]], None],
+        *,
+        keep: bool,
+    ) -> list[Decoded]:
+        """Every row's response, as they end; each is told when it does."""
+        weights, device = self._weights, self.policy.device
+        assert weights is not None
+        most_tokens = max(row.prefix.max_tokens for row in rows)
+        decoding = Decoding(
+            weights.decoder, sampling, self.policy.end_ids, lanes=lanes, most_tokens=most_tokens, keep=keep
+        )
+        waiting = Waiting(rows, self._kept, weights.decoder, device)
+        done: list[Decoded] = []
+        with torch.autocast(device.type, enabled=False):  # the weights' own type is what decodes
+            for ended in decoding.run(waiting.next, on_step):
+                done += ended
+                tell(ended)
+        return done
 
     def release(self) -> None:
         """Drop what was retained."""

@@ -64,6 +64,8 @@ class VLLMEngine(Engine):
         on_finished: OnFinished | None = None,
     ) -> Trajectories:
         """See `Engine.generate`; what is retained is up to prefix caching."""
+        if not prefixes:
+            return assembled([], [], [], [], self.policy, version)
         rows = expanded(prefixes)
         requests = []
         for row in rows:

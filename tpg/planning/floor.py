@@ -124,8 +124,8 @@ def _triangle(count: int) -> float:
     return count * (count + 1) / 2
 
 
-def measure(device: str, threads: int) -> Rates:
-    """The machine's rates, the best of many trials of each."""
+def measure(device: str, threads: int, for_s: float = 2.0) -> Rates:
+    """The machine's rates, the best of many trials of each in so many seconds."""
     import torch
 
     torch.set_num_threads(threads)
@@ -134,12 +134,12 @@ def measure(device: str, threads: int) -> Rates:
     flops = {}
     for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
         left, right = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
-        flops[name] = 2.0 * size**3 / _best(functools.partial(torch.matmul, left, right), clock)
+        flops[name] = 2.0 * size**3 / _best(functools.partial(torch.matmul, left, right), clock, for_s)
     numbers = torch.ones((2**30 if device == "gpu" else 2**26), device=place)
-    return Rates(flops, 4.0 * numbers.numel() / _best(numbers.sum, clock))
+    return Rates(flops, 4.0 * numbers.numel() / _best(numbers.sum, clock, for_s))
 
 
-def _best(action: Callable[[], Any], clock: Callable[[Callable[[], Any]], float], for_s: float = 2.0) -> float:
+def _best(action: Callable[[], Any], clock: Callable[[Callable[[], Any]], float], for_s: float) -> float:
     """Seconds of the fastest trial."""
     clock(action)
     best, began = float("inf"), time.perf_counter()

@@ -1,0 +1,186 @@
+"""Nothing that a model, a checkpoint or a config brings along is run unless the user says so."""
+
+import ast
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from builders import tiny_policy
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+import tpg
+from tpg.composition import built
+from tpg.errors import UserError
+from tpg.policies.huggingface import HuggingFace
+from tpg.training.experiment import Experiment
+
+PACKAGE, CONF = Path(tpg.__file__).parent, Path(__file__).parents[2] / "conf"
+FILES = sorted(PACKAGE.rglob("*.py"))
+PICKLE = {"rewards/workers.py", "tasks/reasoning_gym.py"}
+"""Where pickles go between a process and its own children."""
+
+
+def calls(text):
+    """Every call of a source with the dotted name of what is called, as far as it is one."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def keyword(node, name):
+    return next((ast.unparse(each.value) for each in node.keywords if each.arg == name), None)
+
+
+def unsafe(text):
+    """What in a source loads or runs more than data."""
+    found = []
+    for name, node in calls(text):
+        last = name.rpartition(".")[2]
+        if name.endswith("torch.load") and keyword(node, "weights_only") != "True":
+            found.append(f"{name} without weights_only=True")
+        if last == "fit" and keyword(node, "ckpt_path") and "True" not in (keyword(node, "weights_only") or ""):
+            found.append(f"{name} without weights_only")
+        if last == "load_from_checkpoint" or name in ("eval", "exec", "os.system", "os.popen", "yaml.load"):
+            found.append(name)
+        if keyword(node, "shell") == "True" or keyword(node, "allow_pickle") == "True":
+            found.append(f"{name} with shell or allow_pickle")
+        if keyword(node, "trust_remote_code") == "True":
+            found.append(f"{name} trusts remote code")
+        loads_weights = last == "from_pretrained" and "ForCausalLM" in name and not keyword(node, "gguf_file")
+        if loads_weights and keyword(node, "use_safetensors") != "True":
+            found.append(f"{name} without use_safetensors=True")
+    return found
+
+
+def test_the_source_loads_data_only():
+    assert len(FILES) > 100
+    found = {str(file.relative_to(PACKAGE)): unsafe(file.read_text()) for file in FILES}
+    assert {file: told for file, told in found.items() if told} == {}
+
+
+def test_pickle_is_for_own_children_alone():
+    users = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if {"pickle", "dill", "cloudpickle", "marshal", "shelve"} & {name.split(".")[0] for name in names}:
+                users.add(str(file.relative_to(PACKAGE)))
+    assert users == PICKLE
+
+
+def test_the_walk_finds_what_it_looks_for():
+    bad = [
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "trainer.fit(m, ckpt_path=p)",
+        "yaml.load(x)",
+        "eval(x)",
+        "subprocess.run(x, shell=True)",
+        "AutoModelForCausalLM.from_pretrained(p)",
+        "f(trust_remote_code=True)",
+    ]
+    assert [len(unsafe(line)) for line in bad] == [1] * len(bad)
+    assert unsafe("torch.load(p, weights_only=True)\nmodel.eval()\nAutoTokenizer.from_pretrained(p)") == []
+
+
+class Runs:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder with a whole model."""
+    policy = tiny_policy(hidden_size=16, layers=1)
+    policy.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_whole_folder_is_loaded(model):
+    HuggingFace(path=str(model)).check()
+    assert HuggingFace(path=str(model)).load(0) is not None
+
+
+def test_pickled_weights_are_refused_with_the_remedy_and_never_opened(model, tmp_path):
+    for file in model.glob("*.safetensors"):
+        file.unlink()
+    torch.save({"x": Runs(tmp_path / "ran")}, model / "pytorch_model.bin")
+    policy = HuggingFace(path=str(model))
+    with pytest.raises(UserError, match=r"pickled weights .* can run code and are not loaded; .*save_pretrained"):
+        policy.check()
+    with pytest.raises(UserError, match=r"^policy\.path="):  # a check that was passed over
+        policy.load(0)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_remedy_makes_a_folder_that_loads(model):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    (weights,) = model.glob("*.safetensors")
+    torch.save(load_file(weights), model / "pytorch_model.bin")
+    weights.unlink()
+    AutoModelForCausalLM.from_pretrained(str(model), use_safetensors=False).save_pretrained(str(model))
+    assert HuggingFace(path=str(model)).load(0) is not None
+
+
+def test_code_in_a_models_folder_runs_only_when_it_is_trusted(model, tmp_path):
+    (model / "mine.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+        "from transformers import LlamaConfig as Base\n"
+        "class Mine(Base):\n    model_type = 'mine'\n"
+    )
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="trust_remote_code"):
+        HuggingFace(path=str(model)).load(0)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_remote_code_is_trusted_nowhere_by_default():
+    trusting = []
+    for file in CONF.rglob("*.yaml"):
+        text = file.read_text()
+        if "trust_remote_code" in text:
+            trusting.append(file.name)
+            options = OmegaConf.to_container(OmegaConf.load(file))
+            assert options["trust_remote_code"] is False
+            defaults = {each.name: each.default for each in dataclasses.fields(get_class(options["_target_"]))}
+            assert defaults["trust_remote_code"] is False
+    assert "huggingface.yaml" in trusting
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    torch.save({"state_dict": Runs(tmp_path / "ran")}, tmp_path / "bad.ckpt")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        torch.load(tmp_path / "bad.ckpt", weights_only=True)
+    assert not (tmp_path / "ran").exists()
+
+
+TARGETS = [
+    "os.system", "posix.system", "builtins.eval", "builtins.exec", "builtins.open", "subprocess.Popen",
+    "shutil.rmtree", "importlib.import_module", "runpy.run_path", "pickle.Unpickler", "pathlib.Path", "ctypes.CDLL",
+    "multiprocessing.Process", "socket.socket", "webbrowser.open", "code.InteractiveInterpreter",
+    # functions, and classes of the standard library under the name of a module that imports them
+    "torch.load", "torch.hub.load", "transformers.pipeline", "tpg.jobs.Path", "tpg.training.checkpoints.Path",
+    "tpg.jobs.os.system", "tpg.jobs.run_entry", "", "Popen", "..os.system",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_a_config_may_not_build(target, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = OmegaConf.create({"callbacks": {"x": {"_target_": target, "command": "touch ran", "args": "touch ran"}}})
+    with pytest.raises(UserError, match=r"^callbacks\.x\._target_="):
+        built(config, Experiment)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""Runs of several processes: who starts them, how they hear of each other, and how they end."""

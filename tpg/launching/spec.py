@@ -1,0 +1,68 @@
+"""One run: what it is, and how every process that takes part in it carries it out."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tpg.errors import UserError
+from tpg.training.experiment import Experiment
+from tpg.training.preparation import Prepared, prepare
+from tpg.training.pruning import Pruning
+from tpg.training.ranks import Ranks
+from tpg.training.run import run
+from tpg.training.run_folder import RunFolder, write_atomically
+
+Report: TypeAlias = Callable[[int, float], bool]
+"""Hears an iteration's number and what it measured; says whether the run should stop."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run needs to begin or to go on."""
+
+    experiment: Experiment
+    config: Mapping[str, Any]
+    text: str
+    """The config as the run's folder holds it."""
+    path: Path
+    begun: bool
+    """Whether the folder holds a part of this run."""
+    stop_file: Path | None = None
+    """Appears, with a signal's number in it, when the run is to stop."""
+    watched: str | None = None
+    """The metric by which others may stop the run early."""
+
+
+def carry_out(spec: RunSpec, ranks: Ranks | None = None, report: Report | None = None) -> dict[str, Any]:
+    """Load, make the folder, train; returns the summary. Every process of `ranks` calls this.
+
+    Raises `UserError` for what cannot be loaded, on every process and before there is a folder; `Interrupted`; `Pruned`
+    when `report` said so.
+    """
+    ranks = ranks or Ranks()
+    folder = RunFolder(spec.path)
+    experiment = spec.experiment
+    loaded: list[Prepared] = []
+    ranks.each(lambda: loaded.append(prepare(experiment)))
+    ranks.from_main(lambda: _written(folder, spec))
+    if spec.watched is not None and report is not None:
+        ask = report  # of the main process alone: it is the only one that another may hear
+        pruning = Pruning(
+            spec.watched,
+            folder,
+            experiment.iterations,
+            lambda iteration, value: ranks.from_main(lambda: ask(iteration, value)),
+        )
+        experiment = replace(experiment, callbacks={**experiment.callbacks, "pruning": pruning})
+    return run(experiment, loaded[0], folder, spec.config, spec.stop_file, ranks)
+
+
+def _written(folder: RunFolder, spec: RunSpec) -> None:
+    if spec.begun:
+        write_atomically(folder.config, spec.text)
+        return
+    try:
+        folder.create(spec.text)
+    except OSError as error:
+        raise UserError(f"run_dir={folder.path}: cannot be made: {error.strerror}") from error

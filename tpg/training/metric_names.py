@@ -1,0 +1,85 @@
+"""The names of what runs log; docs/metrics.md tells what each means."""
+
+import re
+from collections.abc import Iterable
+
+NAMES = (
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "rewards/{term}/mean",
+    "rewards/{term}/std",
+    "rewards/{term}/unscored",
+    "completions/mean_length",
+    "completions/max_length",
+    "completions/clipped_ratio",
+    "completions/unscored",
+    "completions/dropped",
+    "completions/updated",
+    "entropy",
+    "continuations/unscored",
+    "loss",
+    "grad_norm",
+    "update/skipped_steps",
+    "learning_rate",
+    "ratio",
+    "clip_ratio/region_mean",
+    "kl",
+    "kl_coefficient",
+    "sampling/sampling_logp_difference/mean",
+    "sampling/sampling_logp_difference/max",
+    "mismatch/mean",
+    "mismatch/max",
+    "mismatch/ess",
+    "rollout/staleness",
+    "critic/explained_variance",
+    "critic/value_mean",
+    "critic/loss",
+    "critic/grad_norm",
+    "critic/warmup",
+    "gradient/snr",
+    "gradient/noise_scale",
+    "gradient/step_factor",
+    "shadow/{name}/cosine",
+    "shadow/{name}/scale",
+    "shadow/{name}/variance_ratio",
+    "eval/reward",
+    "eval/pass@1",
+    "eval/pass@k",
+    "eval/maj@k",
+    "eval/mean_length",
+    "eval/clipped_ratio",
+    "eval/unscored",
+    "num_tokens",
+    "num_tokens/greedy",
+    "num_tokens/continuations",
+    "step_time",
+    "timing_s/rollout",
+    "timing_s/reward",
+    "timing_s/estimate",
+    "timing_s/update",
+    "timing_s/shadow",
+    "timing_s/record",
+    "perf/throughput",
+)
+"""`{term}` and `{name}` stand for names of the config, `k` behind an @ for a number."""
+
+
+def is_known(metric: str) -> bool:
+    """Whether a run of some config logs a metric of this name."""
+    return any(_pattern(name).fullmatch(metric) for name in NAMES)
+
+
+def metric_names(terms: Iterable[str], shadows: Iterable[str], responses_per_prompt: int) -> list[str]:
+    """All names with those of a config put in."""
+    own = {"{term}": list(terms), "{name}": list(shadows), "@k": [f"@{responses_per_prompt}"]}
+    found = []
+    for name in NAMES:
+        placeholder = next((each for each in own if each in name), None)
+        found += [name] if placeholder is None else [name.replace(placeholder, each) for each in own[placeholder]]
+    return found
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    text = re.escape(name).replace(r"\{term\}", "[^/]+").replace(r"\{name\}", "[^/]+")
+    return re.compile(re.sub(r"@k$", r"@\\d+", text))

@@ -1,0 +1,81 @@
+"""What is done when a pass does not fit into memory: the same in smaller parts, or one clear line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from torch import Tensor
+
+from tpg.errors import UserError
+from tpg.policies.memory import tried
+from tpg.training.options import Update
+from tpg.training.ranks import Ranks
+from tpg.training.splitting import Limits, Splitter
+
+T = TypeVar("T")
+
+REMEDIES = (
+    "use policy.gradient_checkpointing=true, policy.dtype=bfloat16, policy.lora={rank:16} or a smaller"
+    " rollout.max_response_tokens"
+)
+
+
+class Memory:
+    """How many tokens a pass of this run computes at most, once it is known what does not fit."""
+
+    def __init__(self) -> None:
+        self.tokens: int | None = None
+
+    def bounded(self, update: Update) -> Update:
+        """The update with this bound where its own is higher."""
+        own = update.tokens_per_microbatch
+        if self.tokens is None or (own is not None and own <= self.tokens):
+            return update
+        return replace(update, tokens_per_microbatch=self.tokens)
+
+    def limits(self, limits: Limits) -> Limits:
+        """The same of limits."""
+        bounds = [bound for bound in (limits.tokens, self.tokens) if bound is not None]
+        return replace(limits, tokens=min(bounds, default=None))
+
+    def lower(self, tokens: int, ranks: Ranks, *, divisible: bool, whole_groups: bool = False) -> None:
+        """Allow half of the tokens that did not fit, and say so.
+
+        Raises `UserError` where that cannot help: a single response is no longer `divisible`, nor with `whole_groups` a
+        single prompt's, and processes that exchange gradients or layers make every pass together.
+        """
+        if not divisible:
+            what = "the responses to a prompt, which the objective compares," if whole_groups else "a single response"
+            fewer = " or fewer rollout.responses_per_prompt" if whole_groups else ""
+            raise UserError(f"out of memory: {what} with {tokens} tokens in all does not fit; {REMEDIES}{fewer}")
+        if ranks.world > 1:
+            raise UserError(
+                f"out of memory on rank {ranks.rank} in a pass of {tokens} tokens; one of several processes cannot"
+                f" repeat it in parts: continue with resume=... update.tokens_per_microbatch={tokens // 2}"
+            )
+        self.tokens = tokens // 2
+        print(
+            f"warning: out of memory in a pass of {tokens} tokens; it is repeated in parts, and from here on a pass"
+            f" computes at most {self.tokens} (update.tokens_per_microbatch)",
+            file=sys.stderr,
+        )
+
+
+def in_parts(
+    work: Callable[[Tensor], T], index: Tensor, splitter: Splitter, memory: Memory, ranks: Ranks
+) -> list[tuple[Tensor, T]]:
+    """`work` on the responses of `index`, all together or in as many parts as memory asks for, each with its result."""
+    waiting, done = [index], []
+    while waiting:
+        part = waiting.pop(0)
+        found = tried(lambda part=part: work(part))  # type: ignore[misc]
+        if found:
+            done.append((part, found[0]))
+            continue
+        memory.lower(splitter.cost(part.tolist()), ranks, divisible=len(part) > 1)
+        splitter.limits = memory.limits(splitter.limits)
+        waiting = [smaller for larger in (part, *waiting) for smaller in splitter.parts(larger)]
+    return done
