@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "tpg"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
-    {"errors", "spelling", "component", "redaction"},
+    {"errors", "spelling", "component", "leaves", "redaction"},
     {"trajectories", "numerics", "randomness"},
     {"estimators"},
     {"objectives", "aggregation", "kl", "mismatch"},
@@ -23,7 +23,7 @@ FLOORS = [
     {"training"},
     {"launching"},
     {"searching", "planning"},
-    {"composition"},
+    {"targets", "composition"},
     {"job_records", "jobs", "multirun", "continuing"},
     {"train", "plan", "evaluate", "report", "compare", "show", "sweep", "sweep_files", "worker"},
     {"audit"},
@@ -70,9 +70,11 @@ ONLY = {
         "errors",
         "spelling",
         "component",
+        "leaves",
         "redaction",
         "rewards",
         "tasks",
+        "targets",
         "composition",
         "job_records",
         "jobs",

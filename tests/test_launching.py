@@ -21,8 +21,8 @@ import tpg.train
 from tpg.errors import Interrupted, UserError
 from tpg.launching.exchange import Exchange, Marked, write
 from tpg.launching.processes import OF_A_RANK, _concluded, _failure
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.pruning import Pruned
-from tpg.training.ranks import Ranks
 
 TINY = [
     *["policy=tiny", "policy.hidden_size=32", "policy.layers=2", "task=sort", "logger=[csv]", "reward_workers=2"],
@@ -267,7 +267,7 @@ def together(monkeypatch):
 
     def meet(said):
         monkeypatch.setenv("WORLD_SIZE", "2")
-        monkeypatch.setattr("tpg.training.ranks.joined", lambda *_: Others(said))
+        monkeypatch.setattr("tpg.training.parallel.ranks.joined", lambda *_: Others(said))
         monkeypatch.setattr(
             "tpg.launching.spec.carry_out", lambda spec, ranks: begun.append(spec) or {"reward/last": 1}
         )

@@ -2,7 +2,7 @@
 
 import sys
 
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 
 USAGE = """tpg-compare prints what differs between two runs, in their configs and in what came of them.
   python -m tpg.compare outputs/rloo-sort/<time> outputs/grpo-sort/<time>"""
@@ -35,7 +35,7 @@ def main() -> None:
     try:
         compare(arguments)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,11 +1,10 @@
 """From a composed config to typed options, with every mistake told in one line."""
 
 import dataclasses
-import importlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -17,13 +16,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from pydantic import ValidationError
 
-from tpg.errors import UserError
-from tpg.redaction import is_reference, looks_secret, refuse_literal
+from tpg.errors import UserError, one_line
+from tpg.leaves import leaves
+from tpg.redaction import (
+    STAR,
+    is_reference,
+    known_secrets,
+    looks_secret,
+    names_secret,
+    redacted,
+    refuse_literal,
+    tells_secret,
+)
 from tpg.spelling import did_you_mean
+from tpg.targets import class_of
 from tpg.training.experiment import Experiment
 
 T = TypeVar("T")
-ENVIRONMENT = re.compile(r"oc\.env:\s*(\w+)")
 NEEDS_VALUE = "{0}: has no value and needs one; set {0}=..."
 
 
@@ -41,7 +50,7 @@ def built(config: DictConfig, cls: type[T]) -> T:
     try:
         return cls(**fields)
     except ValidationError as error:
-        raise UserError(_one_line(error, "", cls)) from None
+        raise UserError(_complaint(error, "", cls)) from None
 
 
 def named_options(group: str, names: Sequence[str] | Literal["all"], key: str) -> dict[str, Any]:
@@ -87,13 +96,18 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
     Raises `UserError` for a key that needs a value and has none, and for a secret in plain text.
     """
-    for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
+    for key, value in _raw_leaves(config).items():
         refuse_literal(key, value)
     return _plain(config)
 
 
+def _raw_leaves(config: DictConfig) -> dict[str, Any]:
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    return leaves(raw)
+
+
 def _plain(config: DictConfig) -> dict[str, Any]:
-    for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
+    for key, value in _raw_leaves(config).items():
         if value == "???":
             raise UserError(NEEDS_VALUE.format(key))
     plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -103,29 +117,20 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def storable(config: DictConfig) -> dict[str, Any]:
     """What `resolved` gives, but where a secret of the environment is named its name stays, to be looked up in use."""
     plain = resolved(config)
-    values = dict(_leaves(plain))
-    raw = {key: value for key, value in _leaves(OmegaConf.to_container(config, resolve=False)) if key in values}
-    named = {key: value for key, value in raw.items() if isinstance(value, str) and is_reference(value)}
-    own = {
-        key for key, value in named.items() if looks_secret(key) or any(map(looks_secret, ENVIRONMENT.findall(value)))
-    }
-    secrets = {str(values[key]) for key in own} - {"", "None"}
-    for key, value in named.items():
-        if key in own or any(secret in str(values[key]) for secret in secrets):
-            *way, last = key.split(".")
-            node = plain
-            for name in way:
-                node = node[name]
-            node[last] = value
-    return plain
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    kept: dict[str, Any] = _with_names(raw, plain, "", known_secrets(str(raw), plain))
+    return kept
 
 
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, dict):
-        yield key, node
-        return
-    for name, child in node.items():
-        yield from _leaves(child, f"{key}.{name}" if key else str(name))
+def _with_names(raw: Any, value: Any, key: str, secrets: set[str]) -> Any:
+    """The value, with what was written in place of what tells a secret."""
+    if isinstance(raw, dict):
+        return {name: _with_names(child, value[name], str(name), secrets) for name, child in raw.items()}
+    if isinstance(raw, list):
+        return [_with_names(child, item, key, secrets) for child, item in zip(raw, value, strict=True)]
+    if isinstance(raw, str) and is_reference(raw) and (names_secret(raw) or tells_secret(key, value, secrets)):
+        return raw
+    return value
 
 
 def _build(node: Any, key: str) -> Any:
@@ -135,36 +140,16 @@ def _build(node: Any, key: str) -> Any:
     if "_target_" not in node:
         return {name: _build(child, f"{key}.{name}") for name, child in node.items()}
     arguments = {name: _build(value, f"{key}.{name}") for name, value in node.items() if name != "_target_"}
-    cls = _class(str(node["_target_"]), f"{key}._target_={node['_target_']}")
+    cls = class_of(str(node["_target_"]), f"{key}._target_={node['_target_']}")
     try:
         return cls(**arguments)
     except ValidationError as error:
-        raise UserError(_one_line(error, key, cls)) from None
+        raise UserError(_complaint(error, key, cls)) from None
     except (TypeError, ValueError) as error:
-        raise UserError(f"{key}: {_squeezed(error)}") from None
+        raise UserError(f"{key}: {one_line(error)}") from None
 
 
-ALLOWED = "only classes of tpg, torch, lightning, transformers or your own"
-
-
-def _class(target: str, given: str) -> type:
-    module, _, name = target.rpartition(".")
-    if target.split(".")[0] in sys.stdlib_module_names:
-        raise UserError(f"{given}: {ALLOWED}")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except AttributeError as error:
-        raise UserError(f"{given}: {_squeezed(error)}{did_you_mean(name, dir(error.obj))}") from None
-    except Exception as error:  # whatever the user's module raises
-        raise UserError(f"{given}: {_squeezed(error)}") from None
-    if not isinstance(found, type):
-        raise UserError(f"{given}: is no class")
-    if found.__module__.split(".")[0] in sys.stdlib_module_names:  # under the name of a module that imports it
-        raise UserError(f"{given}: is {found.__module__}.{found.__name__}; {ALLOWED}")
-    return found
-
-
-def _one_line(error: ValidationError, key: str, cls: type) -> str:
+def _complaint(error: ValidationError, key: str, cls: type) -> str:
     """The first complaint: the key, what was given, what is allowed."""
     first = error.errors()[0]
     kind, value = first["type"], first["input"]
@@ -183,8 +168,9 @@ def _one_line(error: ValidationError, key: str, cls: type) -> str:
         return f"{path}: expected {wanted}, got {type(value).__name__}"
     allowed = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    shown = "***" if looks_secret(path) else value if isinstance(value, str) else json.dumps(value, default=str)
-    return _squeezed(f"{path}={shown}: {message}{did_you_mean(str(value), allowed)}")
+    shown = value if isinstance(value, str) else json.dumps(value, default=str)
+    shown = STAR if looks_secret(path) else redacted(shown)
+    return one_line(f"{path}={shown}: {message}{did_you_mean(str(value), allowed)}")
 
 
 def _component_at(cls: Any, way: list[str]) -> Any:
@@ -213,7 +199,7 @@ def composition_error(error: BaseException, overrides: Sequence[str], conf: Path
         return f"{origin.full_key}: no such key; {has}{did_you_mean(str(origin.key), names)}"
     if isinstance(origin, OmegaConfBaseException) and origin.full_key:
         return f"{origin.full_key}: {str(origin.msg).splitlines()[0]}"
-    told = _squeezed(str(error).split("Config search path")[0].split("See https")[0]) or _squeezed(origin)
+    told = one_line(str(error).split("Config search path")[0].split("See https")[0]) or one_line(origin)
     given = getattr(error, "override", None) or _blamed(told, overrides, conf)
     return f"{given}: {told}"
 
@@ -226,10 +212,6 @@ def _blamed(told: str, overrides: Sequence[str], conf: Path) -> str:
     value_of = {override: OverridesParser.create().parse_override(override).value() for override in groups}
     optionless = [override for override, value in value_of.items() if not isinstance(value, str | list)]
     return (named or optionless or [" ".join(overrides)])[0]
-
-
-def _squeezed(message: object) -> str:
-    return " ".join(str(message).split())
 
 
 def find_user_modules() -> None:

@@ -13,6 +13,20 @@ HARDWARE = frozenset({"accelerator", "strategy", "devices", "num_nodes", "tensor
 """Keys of `trainer` that change where a run computes and none of its numbers."""
 
 
+def continued_run(config: DictConfig, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The folder that `resume` names, and its config with what the command line changes of it.
+
+    Raises `UserError` if it holds no run, and as `continued_config`.
+    """
+    from tpg.training.run_folder import RunFolder
+
+    try:
+        folder = RunFolder.opened(Path(config.resume))
+    except UserError as error:
+        raise UserError(f"resume={error}") from None
+    return folder.path, continued_config(folder.config, config, overrides)
+
+
 def continued_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """The run's own config with what the command line changes of it.
 
@@ -29,7 +43,8 @@ def continued_config(path: Path, given: DictConfig, overrides: Sequence[str]) ->
         elif key == "guards":
             stored.guards = given.guards
         elif group == "guards" and override.startswith("~"):
-            stored.get("guards", {}).pop(rest.split(".")[0], None)
+            owner, _, name = key.rpartition(".")
+            (OmegaConf.select(stored, owner) or {}).pop(name, None)
         elif group == "guards":
             OmegaConf.update(stored, key, OmegaConf.select(given, key), force_add=True)
         elif key != "resume":

@@ -1,6 +1,16 @@
 """What a user can put right is told in one line."""
 
 
+def one_line(message: object) -> str:
+    """What an error or a program says, without line breaks and runs of blanks."""
+    return " ".join(str(message).split())
+
+
+def with_kind(error: BaseException) -> str:
+    """An error in one line that begins with its kind."""
+    return one_line(f"{type(error).__name__}: {error}")
+
+
 class UserError(Exception):
     """A mistake in the user's input; the message is one line that names the key and the remedy."""
 

@@ -19,8 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tpg.errors import Interrupted, RankFailed, UserError
+from tpg.errors import Interrupted, RankFailed, UserError, one_line, with_kind
 from tpg.job_records import Job, Launch
+from tpg.leaves import leaves
 from tpg.redaction import refuse_in_words
 
 if TYPE_CHECKING:
@@ -98,14 +99,14 @@ def refuse_other_run(folder: Path, config: Path, composed: dict[str, Any], remed
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys in which two configs say other things of what a run does, with both values."""
-    first, second = _leaves(_doing(one)), _leaves(_doing(other))
+    first, second = leaves(_doing(one)), leaves(_doing(other))
     values = {key: (first.get(key, "absent"), second.get(key, "absent")) for key in {**first, **second}}
     return {key: (value, otherwise) for key, (value, otherwise) in values.items() if value != otherwise}
 
 
 def refuse_ranks() -> None:
     """Raise `UserError` if this process is one of several that were started together: each would lead the sweep."""
-    from tpg.training.ranks import started_together
+    from tpg.training.parallel.ranks import started_together
 
     count = started_together()
     if count > 1:
@@ -129,12 +130,6 @@ def _doing(config: dict[str, Any]) -> dict[str, Any]:
         for name, logger in config.get("logger", {}).items()
     }
     return {**{key: value for key, value in config.items() if key not in BOOKKEEPING}, "logger": loggers}
-
-
-def _leaves(node: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict) or not node:
-        return {key: node}
-    return {k: v for name, child in node.items() for k, v in _leaves(child, f"{key}.{name}" if key else name).items()}
 
 
 def reported(action: Callable[[DictConfig], float], config: DictConfig) -> float:
@@ -207,7 +202,7 @@ def _failed(job: Job, error: Exception, seconds: float) -> None:
     if message is None:
         text = "".join(traceback.format_exception(error))
         kept = job.keep_traceback(text)
-        message = f"{_squeezed(error)} (traceback: {kept})"
+        message = f"{with_kind(error)} (traceback: {kept})"
         if job.launch.wants_traceback:
             print(text, file=sys.stderr)
     record = job.note("failed", error=message, code=code, seconds=seconds, told=bool(LAUNCHED))
@@ -227,7 +222,7 @@ def run_entry(entry: Callable[[], Any]) -> None:
         if WANTS_TRACEBACK:
             raise
         if LAUNCHED and LAUNCHED[0].records():
-            print(f"error: the launcher gave up: {_squeezed(error)}", file=sys.stderr)
+            print(f"error: the launcher gave up: {with_kind(error)}", file=sys.stderr)
             code = 1
         else:
             code = _told(error, composing=True)
@@ -256,13 +251,9 @@ def _told(error: Exception, composing: bool = False) -> int:
 def mistake(error: Exception, composing: bool = False) -> str | None:
     """A user's mistake in one line; None if it is not the user's."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        return one_line(error)
     if composing or isinstance(error, HydraException | OmegaConfBaseException):
         from tpg.composition import composition_error
 
         return composition_error(error, [word for word in sys.argv[1:] if not word.startswith("-")], CONF)
     return None
-
-
-def _squeezed(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

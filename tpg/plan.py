@@ -8,8 +8,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from tpg.continuing import continued_run
 from tpg.errors import UserError
-from tpg.jobs import BOOKKEEPING, CONF, reported, run_entry
+from tpg.jobs import BOOKKEEPING, CONF, experiment_of, reported, run_entry
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="plan")
@@ -30,7 +31,11 @@ def plan(config: DictConfig) -> float:
     find_user_modules()
     keys = [str(key) for key in config if key not in (*BOOKKEEPING, "plan")]
     options = built(OmegaConf.masked_copy(config, ["plan"]), Planning).plan
-    experiment = to_experiment(OmegaConf.masked_copy(config, keys))
+    if config.resume is None:
+        experiment = to_experiment(OmegaConf.masked_copy(config, keys))
+    else:
+        given = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+~").startswith("plan.")]
+        experiment = experiment_of(continued_run(config, given)[1])
     experiment.check_method()
     experiment.policy.check()
     experiment.critic.check(experiment.policy)

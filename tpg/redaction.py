@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 
 from tpg.errors import UserError
 
@@ -18,6 +19,11 @@ VALUE = re.compile(
 ADDRESS = re.compile(r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@]*:)(?P<password>[^\s/@]+)(?=@)")
 GIVEN = re.compile(r"""(?P<key>[A-Za-z_][\w.]*)(?P<sign>\s*[=:]\s*["'\\]*)(?P<value>[^\s"',}\]]+)""")
 """A key and its value, in an override or in a line of code."""
+VARIABLE = re.compile(r"(.*_)?(KEY|TOKEN|PASS|PAT|AUTH)")
+"""Names of environment variables that hold secrets, beside those that `KEY` knows."""
+ENVIRONMENT = re.compile(r"""oc\.env:[\s\\'"]*(\w+)""")
+REFERENCE = re.compile(r"\$\{[\w.:,]*\}")
+"""A reference that holds no words of its own."""
 SHORTEST = 8
 """Characters of a value of the environment that is looked for in texts."""
 STAR = "***"
@@ -33,23 +39,77 @@ def is_reference(value: str) -> bool:
     return "${" in value
 
 
-def refuse_literal(key: str, value: object) -> None:
-    """Raise `UserError` if a config's value is a secret in plain text. It is not repeated."""
-    if value is None or value in ("", "null", "???"):
-        return
-    if isinstance(value, str) and is_reference(value):
+def is_secret_variable(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return looks_secret(name) or VARIABLE.fullmatch(name) is not None
+
+
+def names_secret(text: str) -> bool:
+    """Whether a reference takes its value from an environment variable that holds a secret."""
+    return any(map(is_secret_variable, ENVIRONMENT.findall(text)))
+
+
+def known_secrets(text: str, config: object) -> set[str]:
+    """What the environment holds under names of secrets, and what a resolved config holds under such keys.
+
+    `text` is the config as written; a value of a variable that it names counts however short it is.
+    """
+    named = set(ENVIRONMENT.findall(text))
+    held = {value for name, value in os.environ.items() if is_secret_variable(name) and _counts(value, name in named)}
+    return held | set(_under_secret_keys("", config)) - {""}
+
+
+def _counts(value: str, named: bool) -> bool:
+    return len(value) >= (1 if named else SHORTEST)
+
+
+def _under_secret_keys(key: str, node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield from _under_secret_keys(str(name), child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _under_secret_keys(key, child)
+    elif isinstance(node, str) and looks_secret(key):
+        yield node
+
+
+def tells_secret(key: str, value: object, secrets: set[str]) -> bool:
+    """Whether a resolved value is or holds one of the secrets, or what looks like one."""
+    if isinstance(value, dict):
+        return any(tells_secret(str(name), child, secrets) for name, child in value.items())
+    if isinstance(value, list):
+        return any(tells_secret(key, child, secrets) for child in value)
+    if value is None or value == "":
+        return False
+    text = str(value)
+    hidden = looks_secret(key) or VALUE.search(text) or ADDRESS.search(text)
+    return bool(hidden) or any(secret in text for secret in secrets)
+
+
+def refuse_literal(key: str, value: object, in_list: bool = False) -> None:
+    """Raise `UserError` if a config's value is or holds a secret in plain text. It is not repeated."""
+    if isinstance(value, dict):
+        for name, child in value.items():
+            refuse_literal(f"{key}.{name}", child, in_list)
+    if isinstance(value, list):
+        for child in value:
+            refuse_literal(key, child, in_list=True)
+    if isinstance(value, dict | list) or value is None or value in ("", "null", "???"):
         return
     text = str(value)
     what = None
-    if ADDRESS.search(text):
+    if ADDRESS.search(REFERENCE.sub("", text)):
         what = "an address with a password"
-    elif VALUE.search(text) or (looks_secret(key) and isinstance(value, str)):
+    elif VALUE.search(text) or (looks_secret(key) and isinstance(value, str) and not is_reference(value)):
         what = "a secret"
     if what:
-        name = re.sub(r"\W", "_", key.rpartition(".")[2]).upper()
+        name = re.sub(r"\W+", "_", key).upper()
+        reference = f"'${{oc.env:{name}}}'"
+        alone = not in_list and text[0] not in "[{"
         raise UserError(
             f"{key}: holds {what}, which would be written to the run's folder and sent to its loggers; put it in the"
-            f" environment and name it: {key}='${{oc.env:{name}}}'"
+            f" environment as {name} and name it: {f'{key}={reference}' if alone else f'{reference} in its place'}"
         )
 
 
@@ -71,7 +131,7 @@ def redacted(text: str) -> str:
     A capital name of a secret, as in `API_KEY=...`, has its value starred too.
     """
     for name, value in os.environ.items():
-        if looks_secret(name) and len(value) >= SHORTEST:
+        if is_secret_variable(name) and len(value) >= SHORTEST:
             text = text.replace(value, STAR)
     text = VALUE.sub(STAR, text)
     text = ADDRESS.sub(rf"\g<before>{STAR}", text)

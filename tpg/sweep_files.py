@@ -8,8 +8,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 from tpg.jobs import CONF
+from tpg.leaves import leaves
 
 DEFINITIONS = CONF.parent / "sweeps" / "optuna"
 
@@ -38,7 +39,7 @@ def _register(path: Path) -> None:
     except OSError as error:
         raise UserError(f"sweep={path}: {error.strerror}") from None
     except Exception as error:  # whatever the parser raises
-        raise UserError(f"sweep={path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"sweep={path}: {one_line(error)}") from None
     if not isinstance(node, DictConfig) or not isinstance(node.get("sweep"), DictConfig):
         raise UserError(f"sweep={path}: has no key sweep, which holds parameters, objectives and trials")
     ConfigStore.instance().store(
@@ -58,19 +59,14 @@ def fixed_overrides(name: str, given: Sequence[str]) -> list[str]:
         if getattr(default, "override", False) and not default.group.lstrip("/").startswith("sweep/")
     }
     plain: Any = OmegaConf.to_container(definition.config)
-    values = _leaves({key: value for key, value in plain.items() if key != "sweep"}) if len(plain) > 1 else []
-    own = {key: override(key, _plain(value)) for key, value in [*groups.items(), *values]}
+    values = leaves({key: value for key, value in plain.items() if key != "sweep"})
+    given_values = {key: value for key, value in values.items() if value != {}}
+    own = {key: override(key, _plain(value)) for key, value in {**groups, **given_values}.items()}
     stated = {
         key_of(word): word for word in given if key_of(word).split(".")[0].split("/")[0] not in ("sweep", "hydra")
     }
     stated.pop("run_dir", None)
     return [*(text for key, text in own.items() if key not in stated), *stated.values()]
-
-
-def _leaves(node: Any, key: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(node, dict):
-        return [(key, node)]
-    return [leaf for name, child in node.items() for leaf in _leaves(child, f"{key}.{name}" if key else str(name))]
 
 
 def _plain(value: Any) -> Any:

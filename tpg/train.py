@@ -14,7 +14,7 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tpg.continuing import continued_config
+from tpg.continuing import continued_run
 from tpg.errors import Interrupted, UserError
 from tpg.jobs import (
     CONF,
@@ -32,7 +32,7 @@ from tpg.launching import slurm
 
 if TYPE_CHECKING:
     from tpg.launching.spec import RunSpec
-    from tpg.training.ranks import Ranks
+    from tpg.training.parallel.ranks import Ranks
     from tpg.training.trainer import TrainerOptions
 
 
@@ -47,7 +47,7 @@ def train(config: DictConfig) -> float:
     from tpg.composition import find_user_modules
     from tpg.launching.processes import perform
     from tpg.launching.spec import carry_out
-    from tpg.training.ranks import Ranks, started_together
+    from tpg.training.parallel.ranks import Ranks, started_together
 
     find_user_modules()
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -89,7 +89,7 @@ def _taking_part(config: DictConfig) -> "tuple[RunSpec, Ranks]":
     """The run that this process and those it was started with carry out: as rank 0 composed it, if all did alike."""
     from tpg.launching.exchange import keep_quiet
     from tpg.launching.spec import RunSpec
-    from tpg.training.ranks import joined
+    from tpg.training.parallel.ranks import joined
     from tpg.training.trainer import TrainerOptions
 
     own: tuple[RunSpec, list[str]] | Exception
@@ -178,8 +178,7 @@ def _say_how_to_continue(config: DictConfig, spec: "RunSpec", number: int) -> No
 def _place(config: DictConfig) -> tuple[Path, dict[str, Any], bool]:
     """The run's folder, its config, and whether it was begun before: by `resume`, or as a job of the same sweep."""
     if config.resume is not None:
-        folder = _opened(Path(config.resume))
-        return folder.path, continued_config(folder.config, config, HydraConfig.get().overrides.task), True
+        return *continued_run(config, HydraConfig.get().overrides.task), True
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
     path = new_folder(config, f"{choices.get('algorithm') or choices.get('estimator')}-{choices.get('task')}")
@@ -211,15 +210,6 @@ def _clear_unborn(path: Path) -> None:
     left = {item.name for item in path.iterdir()} if path.is_dir() else set()
     if left and left <= {"checkpoints", "config.tmp"} and not any(path.glob("checkpoints/*")):
         shutil.rmtree(path, ignore_errors=True)  # another rank may do so too
-
-
-def _opened(path: Path) -> Any:
-    from tpg.training.run_folder import RunFolder
-
-    try:
-        return RunFolder.opened(path)
-    except UserError as error:
-        raise UserError(f"resume={error}") from None
 
 
 def main() -> None:

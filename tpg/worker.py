@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tpg.errors import with_kind
 from tpg.launching.exchange import Exchange, end_with, keep_quiet, read, write
 
 
@@ -29,8 +30,8 @@ def main() -> None:
 def _outcome(exchange: Exchange) -> dict[str, Any]:
     try:
         from tpg.errors import Interrupted, UserError
+        from tpg.training.parallel.ranks import RankError, left
         from tpg.training.pruning import Pruned
-        from tpg.training.ranks import RankError, left
 
         try:
             summary = _run(exchange)
@@ -51,7 +52,7 @@ def _outcome(exchange: Exchange) -> dict[str, Any]:
 def _failed(error: Exception) -> dict[str, Any]:
     return {
         "kind": "failed",
-        "message": " ".join(f"{type(error).__name__}: {error}".split()),
+        "message": with_kind(error),
         "traceback": "".join(traceback.format_exception(error)),
         "heard": False,
         "time": time.time(),
@@ -65,7 +66,7 @@ def _run(exchange: Exchange) -> dict[str, Any]:
     from tpg.jobs import experiment_of
     from tpg.launching.spec import RunSpec, carry_out
     from tpg.training.experiment import Experiment
-    from tpg.training.ranks import joined
+    from tpg.training.parallel.ranks import joined
 
     job = read(exchange.job)
     find_user_modules()

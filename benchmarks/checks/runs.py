@@ -23,7 +23,7 @@ from tpg.training.run_folder import RunFolder
 REPEATED = 0.1
 """Of the last step: how far a continued run may be off where the device gives not even two equal runs the same."""
 STRATEGY_GAP = 1e-3
-"""Of an iteration's reward among several GPUs from that of one."""
+"""Between an iteration's mean reward on two devices and on one, and of the gradient's norm."""
 DEMO = {"finite": ("==", True), "moved": (">=", 1e-12), "mean_logprob_gap": ("<=", 0.1)}
 
 
@@ -93,23 +93,35 @@ def resumed(subject: Subject, log: Path, clock: Clock) -> Iterator[Found]:
 
 
 def strategies(subject: Subject, log: Path, clock: Clock) -> Iterator[Found]:
-    """Two iterations on two GPUs against one, in float32."""
-    found = torch.cuda.device_count()
-    if subject.device != "cuda" or found < 2:
-        yield Found("ddp, fsdp", skipped=f"needs two GPUs, and there are {found if subject.device == 'cuda' else 0}")
+    """Where there are two GPUs, two iterations on both."""
+    there = torch.cuda.device_count() if subject.device == "cuda" else 0
+    if there < 2:
+        yield Found("ddp, fsdp", skipped=f"needs two GPUs, and there are {there}")
         return
+    yield from on_two_devices(subject, log, clock)
+
+
+def on_two_devices(subject: Subject, log: Path, clock: Clock) -> Iterator[Found]:
+    """Rewards and gradient norms of two iterations against those on one device, in float32."""
     given = ["iterations=2", "trainer.precision=32-true"]
-    with _folder() as folder:
-        _run(subject, folder, log, clock, None, given, hashed=True)
-        expected = [float(row["reward"]) for row in RunFolder(folder).rows()]
+    expected = _rows(subject, log, clock, given)
+    accelerator = "gpu" if subject.device == "cuda" else "cpu"
     for strategy in ("ddp", "fsdp"):
         clock.check()
-        with _folder() as folder:
-            line = [*given, f"trainer={strategy}", "trainer.devices=2", "trainer.accelerator=gpu"]
-            _run(subject, folder, log, clock, None, line, hashed=True)
-            rewards = [float(row["reward"]) for row in RunFolder(folder).rows()]
-        gap = max(abs(one - other) for one, other in zip(rewards, expected, strict=True))
-        yield Found(f"{strategy} on 2 GPUs", {"reward_gap": gap}, {"reward_gap": ("<=", STRATEGY_GAP)})
+        several = [f"trainer.strategy={strategy}", "trainer.devices=2", f"trainer.accelerator={accelerator}"]
+        rows = _rows(subject, log, clock, [*given, *several])
+        pairs = list(zip(rows, expected, strict=True))
+        figures = {
+            "reward_gap": max(abs(one["reward"] - other["reward"]) for one, other in pairs),
+            "norm_gap": max(abs(one["grad_norm"] / other["grad_norm"] - 1) for one, other in pairs),
+        }
+        yield Found(f"{strategy} on two devices", figures, dict.fromkeys(figures, ("<=", STRATEGY_GAP)))
+
+
+def _rows(subject: Subject, log: Path, clock: Clock, given: Sequence[str]) -> list[dict[str, float]]:
+    with _folder() as folder:
+        _run(subject, folder, log, clock, None, given, hashed=True)
+        return [{name: float(row[name]) for name in ("reward", "grad_norm")} for row in RunFolder(folder).rows()]
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

@@ -4,11 +4,11 @@ import pytest
 import wandb
 from iterations import trained
 
-from tpg.training.loggers import LoggerOptions, Start, WandB
 from tpg.training.recording import FolderRecorder
 from tpg.training.run_folder import RunFolder
-from tpg.training.tolerant import Tolerant
-from tpg.training.tracking import Tracking
+from tpg.training.tracking.loggers import LoggerOptions, Start, WandB
+from tpg.training.tracking.session import Tracking
+from tpg.training.tracking.tolerant import Tolerant
 
 
 class Broken:

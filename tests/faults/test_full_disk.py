@@ -9,7 +9,7 @@ from processes import TINY, reproducible, resume, train
 from safetensors.torch import save_file
 
 from tpg.errors import UserError
-from tpg.training.full_disk import told_if_full
+from tpg.training.faults.full_disk import told_if_full
 
 RUN = [*TINY, "iterations=6", "checkpoint.every=2", "+callbacks.filling._target_=filling.FillingDisk"]
 

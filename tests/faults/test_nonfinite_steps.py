@@ -13,10 +13,10 @@ from torch.testing import assert_close
 from tpg.errors import UserError
 from tpg.method import Method
 from tpg.policies.critic import ValueHead
-from tpg.training.nonfinite import scale_too_large
-from tpg.training.nonfinite_record import NonfiniteSteps
+from tpg.training.faults.nonfinite import scale_too_large
+from tpg.training.faults.nonfinite_record import NonfiniteSteps
 from tpg.training.options import Optimizer, Update
-from tpg.training.ranks import Ranks
+from tpg.training.parallel.ranks import Ranks
 
 DECAYING = Optimizer(lr=0.1, eps=0.1, weight_decay=0.5, schedule="linear")
 

@@ -17,9 +17,9 @@ from tpg.objectives.ppo_clip import PPOClip
 from tpg.policies.base import Policy
 from tpg.policies.critic import ValueHead
 from tpg.policies.memory import ran_out
+from tpg.training.faults.out_of_memory import Memory
 from tpg.training.options import Update
-from tpg.training.out_of_memory import Memory
-from tpg.training.ranks import Ranks
+from tpg.training.parallel.ranks import Ranks
 
 CPU = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 ERRORS = {"cuda": lambda: torch.OutOfMemoryError("CUDA out of memory."), "cpu": lambda: RuntimeError(CPU)}

@@ -113,8 +113,8 @@ def moments(state: dict) -> dict[str, torch.Tensor]:
 
 def measured(single: Trained, divided: Trained) -> dict[str, float]:
     """How far the two are apart, in everything that a step computes; `moved` is how far the step goes."""
-    from tpg.training.gradients import clip, total_norm
-    from tpg.training.optimizer_state import take_state, whole_state
+    from tpg.training.parallel.gradients import clip, total_norm
+    from tpg.training.parallel.optimizer_state import take_state, whole_state
 
     rows, found = divided.rows(), {}
 

@@ -12,7 +12,7 @@ import tpg.train
 from tpg.composition import resolved, storable
 from tpg.errors import UserError
 from tpg.redaction import looks_secret, redacted, refuse_in_words
-from tpg.training.tracking import record_environment
+from tpg.training.tracking.session import record_environment
 
 CONF = Path(__file__).parents[2] / "conf"
 HF, OPENAI, GITHUB = "hf_" + "a1B2" * 8, "sk-proj-" + "a1B2" * 8, "ghp_" + "a1B2" * 9

@@ -23,8 +23,8 @@ from tpg.tasks.rendering import Rendered
 from tpg.training.experience import Collector
 from tpg.training.module import TrajectoryPolicyGradient
 from tpg.training.options import Optimizer, Update
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.prompts import PromptStream
-from tpg.training.ranks import Ranks
 from tpg.training.trainer import TrainerOptions
 
 CPU = TrainerOptions(accelerator="cpu")

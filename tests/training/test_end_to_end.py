@@ -25,6 +25,7 @@ from tpg.training.run_folder import RunFolder
 CONF = Path(__file__).parents[2] / "conf"
 COLUMNS = {
     *("iteration", "reward", "reward_std", "frac_reward_zero_std", "entropy", "loss", "grad_norm", "learning_rate"),
+    "update/skipped_steps",
     *("completions/mean_length", "completions/max_length", "completions/clipped_ratio", "completions/unscored"),
     *("completions/dropped", "completions/updated", "num_tokens", "step_time", "perf/throughput"),
     *(f"rewards/{term}/{what}" for term in ("sorted_digits", "length") for what in ("mean", "std", "unscored")),

@@ -7,7 +7,7 @@ import torch
 from processes_of_a_group import in_processes
 from torch import Tensor, nn
 
-from tpg.training.gradients import clip, level, total_norm
+from tpg.training.parallel.gradients import clip, level, total_norm
 
 # 3^2 + 4^2 + 12^2 = 13^2
 PLAIN = [[3.0, 4.0], [12.0]]

@@ -236,7 +236,7 @@ def test_wandb_is_alerted(tmp_path, monkeypatch):
 
     import wandb
 
-    from tpg.training.iteration_loggers import WandbIterations
+    from tpg.training.tracking.iteration_loggers import WandbIterations
 
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))

@@ -18,12 +18,12 @@ from processes import TINY
 from tpg.audit.callback import AuditVerdict
 from tpg.composition import resolved, to_experiment, with_shadow_options
 from tpg.errors import Interrupted, UserError
-from tpg.training.loggers import LoggerOptions
 from tpg.training.preparation import prepare
 from tpg.training.pruning import Pruned
 from tpg.training.run import run
 from tpg.training.run_folder import RunFolder
-from tpg.training.tracking import Tracking, record_environment
+from tpg.training.tracking.loggers import LoggerOptions
+from tpg.training.tracking.session import Tracking, record_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -247,7 +247,7 @@ def test_a_missing_package_is_told_before_anything_is_loaded(monkeypatch, name, 
     there_is = importlib.util.find_spec
     experiment = to_experiment(options(f"logger=[{name}]"))
     monkeypatch.setattr(
-        "tpg.training.loggers.importlib.util.find_spec",
+        "tpg.training.tracking.loggers.importlib.util.find_spec",
         lambda module, *rest: None if module == lacks else there_is(module, *rest),
     )
     with pytest.raises(UserError) as told:

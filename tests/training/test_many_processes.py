@@ -25,7 +25,7 @@ from tpg.policies.critic import SeparateCritic, ValueHead
 from tpg.rollouts.native.engine import Native
 from tpg.rollouts.transformers import Transformers
 from tpg.training.options import Update
-from tpg.training.ranks import Ranks
+from tpg.training.parallel.ranks import Ranks
 
 LENGTHS = Native(prompts=3, responses_per_prompt=4, max_response_tokens=8, batch_responses=4)
 STEPS = Update(epochs=2, responses_per_minibatch=5, tokens_per_microbatch=32)

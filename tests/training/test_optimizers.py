@@ -144,3 +144,14 @@ def test_iterations_with_and_without_the_fused_step_agree(tmp_path):
         for choice in (True, False)
     )
     assert torch.allclose(fused, plain, atol=1e-6)
+
+
+def test_hooks_of_a_step_run_once_whatever_other_optimizers_there_are():
+    weight = torch.nn.Parameter(torch.ones(2))
+    torch.optim.AdamW([weight])  # which makes torch run hooks around its own class's `step`
+    optimizer, _ = Optimizer().build(torch.nn.Linear(2, 1), 10)
+    ran = []
+    optimizer.register_step_pre_hook(lambda *_: ran.append("before"))
+    optimizer.register_step_post_hook(lambda *_: ran.append("after"))
+    optimizer.step()
+    assert ran == ["before", "after"]

@@ -14,8 +14,8 @@ from tpg.audit.report import policy_table, print_causes, table, write
 from tpg.audit.rows import Names, audit, setting_of, settings_of
 from tpg.estimators.base import Estimator
 from tpg.training.experiment import Experiment
-from tpg.training.loggers import Start, WandB
 from tpg.training.preparation import prepare, quiet_libraries
+from tpg.training.tracking.loggers import Start, WandB
 
 
 def on_worlds(

@@ -3,6 +3,8 @@
 import os
 import subprocess
 
+from tpg.errors import one_line
+
 
 def job_id() -> str | None:
     """Of the SLURM job that this process belongs to."""
@@ -22,7 +24,7 @@ def requeued(job: str) -> str:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     except subprocess.CalledProcessError as error:
-        return f"warning: {' '.join(command)} failed: {' '.join(error.stderr.split())}"
+        return f"warning: {' '.join(command)} failed: {one_line(error.stderr)}"
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"warning: {' '.join(command)} failed: {error}"
     return f"SLURM job {job} is requeued and will continue"

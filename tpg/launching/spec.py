@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 from tpg.errors import UserError
 from tpg.training.experiment import Experiment
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.preparation import Prepared, prepare
 from tpg.training.pruning import Pruning
-from tpg.training.ranks import Ranks
 from tpg.training.run import run
 from tpg.training.run_folder import RunFolder, write_atomically
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 from tpg.policies.attention import why_not
 from tpg.policies.base import Policy, PolicyOptions
 from tpg.training.experiment import Experiment
@@ -41,7 +41,7 @@ def policy_outline(options: PolicyOptions) -> Any:
         return options.outline()
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(
-            f"policy: {type(options).__name__} cannot be made without its weights ({' '.join(str(error).split())});"
+            f"policy: {type(options).__name__} cannot be made without its weights ({one_line(error)});"
             " give it a method outlined_model that builds the model from its config"
         ) from error
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tpg.component import component
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 from tpg.policies.base import PolicyOptions
 
 
@@ -54,7 +54,7 @@ def outlined(path: str | Path, options: PolicyOptions, **kwargs: Any) -> Any:
             trust_remote_code=kwargs.get("trust_remote_code", False),
         )
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"policy.path={path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"policy.path={path}: {one_line(error)}") from error
 
 
 def load_pretrained(path: str | Path, options: PolicyOptions, **kwargs: Any) -> tuple[Any, Any]:
@@ -69,7 +69,7 @@ def load_pretrained(path: str | Path, options: PolicyOptions, **kwargs: Any) -> 
             place, dtype=options.dtype, attn_implementation=options.attention, use_safetensors=True, **kwargs
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"policy.path={path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"policy.path={path}: {one_line(error)}") from error
     return model, tokenizer
 
 

@@ -15,7 +15,7 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 from tpg.searching.definition import Sweep
 from tpg.searching.seeding import place, proposed
 
@@ -40,7 +40,7 @@ def opened(sweep: Sweep, name: str, folder: Path, iterations: int) -> Study:
             load_if_exists=True,
         )
     except Exception as error:  # of the database's driver, whichever it is
-        cause = " ".join(str(error).split())[:300]
+        cause = one_line(error)[:300]
         raise UserError(f"sweep.storage={_without_password(url)}: cannot be opened: {cause}") from None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tpg.errors import Interrupted, UserError
+from tpg.errors import Interrupted, UserError, with_kind
 from tpg.launching.processes import perform
 from tpg.launching.spec import RunSpec
 from tpg.searching.definition import Sweep
@@ -77,7 +77,7 @@ def attempt(
             message = mistake(error)
             if message is None:
                 file.writelines(traceback.format_exception(error))
-                message = " ".join(f"{type(error).__name__}: {error}".split())
+                message = with_kind(error)
             handle.set_user_attr("error", message[:500])
         finally:
             for kind, handler in listening.items():

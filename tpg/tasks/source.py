@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 from tpg.spelling import did_you_mean
 
 Row = dict[str, Any]
@@ -102,7 +102,7 @@ class Source:
         try:
             yield
         except errors as error:
-            raise UserError(f"{self} cannot be read as {self.format}: {' '.join(str(error).split())}") from error
+            raise UserError(f"{self} cannot be read as {self.format}: {one_line(error)}") from error
 
 
 def _siblings(file: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpg.training.ranks import Ranks
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.scoring import Scored, Scoring
 from tpg.trajectories import Trajectories, concatenate
 

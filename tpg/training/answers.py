@@ -12,9 +12,9 @@ from tpg.randomness import Purpose, key
 from tpg.rewards.model import RewardModel
 from tpg.rollouts.engine import Engine, Prefix
 from tpg.rollouts.sampling import GREEDY
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.passes import Passes
 from tpg.training.prompts import PromptStream
-from tpg.training.ranks import Ranks
 from tpg.training.scoring import Scoring, joined
 from tpg.trajectories import Trajectories
 

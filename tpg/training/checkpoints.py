@@ -13,7 +13,7 @@ from tpg.training.checkpoint_files import FoundCheckpoints
 from tpg.training.guards import GuardStop
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 from tpg.training.options import Checkpointing
-from tpg.training.ranks import Ranks
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.run_folder import RunFolder
 
 

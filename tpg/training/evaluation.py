@@ -14,8 +14,8 @@ from tpg.rollouts.sampling import Sampling
 from tpg.training.metrics import success_estimates
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 from tpg.training.options import Evaluation
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.prompts import PromptStream
-from tpg.training.ranks import Ranks
 from tpg.training.scoring import Scored, joined, score
 
 

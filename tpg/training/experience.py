@@ -17,12 +17,12 @@ from tpg.rewards.model import RewardModel
 from tpg.rollouts.engine import Engine, RolloutOptions
 from tpg.training.ahead import Ahead, Rollout
 from tpg.training.answers import Answering
+from tpg.training.faults.out_of_memory import Memory
 from tpg.training.minibatches import ExperienceLoader, experience_loader
 from tpg.training.options import Update
-from tpg.training.out_of_memory import Memory
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.passes import Passes
 from tpg.training.prompts import PromptStream
-from tpg.training.ranks import Ranks
 from tpg.training.scoring import Scored, Scoring, joined
 from tpg.training.splitting import Limits
 from tpg.trajectories import Trajectories

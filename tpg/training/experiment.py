@@ -24,11 +24,11 @@ from tpg.rollouts.engine import RolloutOptions
 from tpg.spelling import did_you_mean
 from tpg.tasks.base import Task
 from tpg.training.guards import Guard
-from tpg.training.loggers import LoggerOptions
 from tpg.training.metric_names import metric_names
 from tpg.training.optimizers import AdamW8bit, OptimizerOptions
 from tpg.training.options import Audit, Checkpointing, Evaluation, Update, WarmStart
-from tpg.training.ranks import Ranks
+from tpg.training.parallel.ranks import Ranks
+from tpg.training.tracking.loggers import LoggerOptions
 from tpg.training.trainer import TrainerOptions
 
 

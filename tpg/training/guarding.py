@@ -14,7 +14,7 @@ from tpg.spelling import did_you_mean
 from tpg.training.guards import Guard, GuardStop, Watch, record, watches
 from tpg.training.metric_names import is_known
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
-from tpg.training.ranks import Ranks
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.run_folder import RunFolder, write_atomically
 
 

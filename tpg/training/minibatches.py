@@ -11,7 +11,7 @@ from tpg.aggregation import MinibatchSize
 from tpg.errors import UserError
 from tpg.randomness import Purpose, permutation
 from tpg.training.options import Update
-from tpg.training.ranks import Ranks
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.splitting import Limits, Splitter
 from tpg.trajectories import Trajectories
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from tpg.policies.sharding import TENSOR, shard, shard_critic
 from tpg.randomness import torch_seed
 from tpg.training.experience import Collector, Experience
-from tpg.training.gradients import clip, level, total_norm
+from tpg.training.faults.nonfinite import SkippedStep, finite, forget_gradients, scale_too_large
+from tpg.training.faults.recovery import Recovery
 from tpg.training.metrics import UpdateMetrics, iteration_metrics, joined
 from tpg.training.minibatches import ExperienceLoader, MicroBatch
-from tpg.training.nonfinite import SkippedStep, finite, forget_gradients, scale_too_large
 from tpg.training.optimizers import OptimizerOptions
-from tpg.training.recovery import Recovery
+from tpg.training.parallel.gradients import clip, level, total_norm
 
 
 class TrajectoryPolicyGradient(LightningModule):

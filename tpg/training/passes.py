@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tpg.policies.base import Policy, Reference
 from tpg.policies.critic import Critic
+from tpg.training.faults.out_of_memory import Memory, in_parts
 from tpg.training.options import Update
-from tpg.training.out_of_memory import Memory, in_parts
-from tpg.training.ranks import Ranks
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.splitting import Limits, Splitter
 from tpg.trajectories import Trajectories
 

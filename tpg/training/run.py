@@ -19,18 +19,18 @@ from tpg.training.checkpoints import Checkpoints, StopRequest
 from tpg.training.evaluation import Evaluator, PeriodicEvaluation
 from tpg.training.experience import Collector
 from tpg.training.experiment import Experiment
-from tpg.training.full_disk import told_if_full
+from tpg.training.faults.full_disk import told_if_full
+from tpg.training.faults.nonfinite_record import NonfiniteSteps
 from tpg.training.guarding import Guards
 from tpg.training.module import TrajectoryPolicyGradient
-from tpg.training.nonfinite_record import NonfiniteSteps
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.preparation import Prepared
-from tpg.training.ranks import Ranks
 from tpg.training.recording import FolderRecorder, ProgressLine
 from tpg.training.run_folder import RunFolder, put_in_place
 from tpg.training.shadow import Shadows
 from tpg.training.summary import announce, finish
 from tpg.training.token_record import TokenRecorder
-from tpg.training.tracking import Tracking
+from tpg.training.tracking.session import Tracking
 from tpg.training.warm_start import warm_start
 
 

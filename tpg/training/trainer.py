@@ -15,8 +15,8 @@ from tpg.training.hardware import Precision, PrecisionName, fastest_precision
 StrategyName = Literal["single", "ddp", "fsdp", "tensor_parallel", "fsdp_tp"]
 
 REFUSED = {
-    "fsdp1": "Lightning's FSDPStrategy breaks where responses are generated within its passes; trainer=fsdp is FSDP2",
-    "deepspeed": "it shards on CUDA only and its engine steps by itself; trainer=fsdp shards the same three things",
+    "fsdp1": "Lightning's FSDPStrategy breaks where responses are generated between passes; use trainer=fsdp, FSDP2",
+    "deepspeed": "it needs CUDA and an engine of its own; use trainer=fsdp, which divides the same three things",
 }
 
 
@@ -46,7 +46,7 @@ class TrainerOptions:
     @classmethod
     def _is_supported(cls, given: Any) -> Any:
         if given in REFUSED:
-            raise ValueError(f"{given}: {REFUSED[given]}")
+            raise ValueError(REFUSED[given])
         return given
 
     @property
@@ -156,7 +156,7 @@ class TrainerOptions:
     def _strategy(self) -> Any:
         from lightning.pytorch.strategies import DDPStrategy
 
-        from tpg.training.sharded_strategy import ShardedStrategy
+        from tpg.training.parallel.strategy import ShardedStrategy
 
         if self.strategy == "single":
             return "auto"

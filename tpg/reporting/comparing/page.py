@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from tpg.errors import one_line
 from tpg.reporting.comparing.analysis import MethodReport, Report
 from tpg.reporting.comparing.examples import LATEST
 from tpg.reporting.comparing.pictures import ACROSS, NAMES, colour, curve_svg, draw_curves, draw_final, panels
@@ -209,7 +210,7 @@ def _with_interval(estimate: Estimate | None, kind: bool) -> str:
 
 def _cell(text: str) -> str:
     """Text that stays in its cell and is no markup."""
-    return re.sub(r"([\\`*|<>])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*|<>])", r"\\\1", one_line(text))
 
 
 def _count(count: int, what: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 from tpg.reporting.guard_records import NAME, Span, read_records, spans
 from tpg.spelling import did_you_mean
 
@@ -151,7 +151,7 @@ def _read(folder: Path, top: Path, notes: list[str]) -> Run | None:
     try:
         config: Any = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        notes.append(f"{name}/config.yaml cannot be read: {' '.join(str(error).split())}")
+        notes.append(f"{name}/config.yaml cannot be read: {one_line(error)}")
         return None
     if not isinstance(config, dict) or not config.keys() >= OWN_KEYS:
         notes.append(f"{name} is no run of tpg.train")

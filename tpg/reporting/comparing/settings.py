@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tpg.leaves import leaves
+
 NOT_THE_METHOD = ("seed", "run_dir", "run_id", "resume", "choices", "logger", "checkpoint", "guards")
 """Keys that tell runs of one method apart, or where they are written."""
 METHOD_GROUPS = ("estimator", "objective", "aggregation", "kl", "mismatch", "critic")
@@ -28,15 +30,9 @@ class Setting:
     """The keys that follow from a group's option."""
 
 
-def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flattened(config: Mapping[str, Any]) -> dict[str, str]:
     """A config's leaves by dotted key, as text; a list is a leaf."""
-    leaves: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= flattened(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = shown(value)
-    return leaves
+    return {key: shown(value) for key, value in leaves(config).items()}
 
 
 def shown(value: Any) -> str:

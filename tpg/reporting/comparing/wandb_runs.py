@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 from tpg.reporting.comparing.runs import OWN_KEYS, Found, Run
 
 PREFIX = "wandb:"
@@ -21,7 +21,7 @@ def find_wandb_runs(place: str) -> Found:
     try:
         found = list(wandb.Api().runs(f"{entity}/{project}", filters={"group": group} if group else None))
     except (wandb.errors.Error, ValueError) as error:
-        told = " ".join(str(error).split())
+        told = one_line(error)
         raise UserError(f"runs={place}: Weights & Biases cannot be read: {told}") from error
     runs, notes = [], []
     for each in found:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 from tpg.policies.base import Policy
 from tpg.rollouts.engine import no_step
 from tpg.rollouts.sampling import Sampling
@@ -45,7 +45,7 @@ class LocalBackend(Backend):
             try:
                 self._engine = vllm.LLM(folder, **_arguments(options, policy, dtype, cpu)).llm_engine
             except (ValueError, RuntimeError) as error:
-                raise UserError(f"rollout=vllm: vLLM does not start: {' '.join(str(error).split())}") from error
+                raise UserError(f"rollout=vllm: vLLM does not start: {one_line(error)}") from error
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See `Backend.load`."""
@@ -114,7 +114,7 @@ def _imported() -> tuple[Any, bool]:
         import vllm
         from vllm.platforms import current_platform
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"rollout=vllm: vllm cannot be imported: {' '.join(str(error).split())}") from error
+        raise UserError(f"rollout=vllm: vllm cannot be imported: {one_line(error)}") from error
     if current_platform.is_cpu():
         # One small function would be compiled, which takes longer than it saves and needs a C++ compiler.
         current_platform.simple_compile_backend = "eager"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 from tpg.policies.base import Policy
 from tpg.rollouts.engine import no_step
 from tpg.rollouts.sampling import Sampling
@@ -105,7 +105,7 @@ class ServerBackend(Backend):
             with urllib.request.urlopen(request, timeout=seconds) as response:
                 return json.loads(response.read() or "null")
         except urllib.error.HTTPError as error:
-            told = " ".join(error.read().decode(errors="replace").split())[:300]
+            told = one_line(error.read().decode(errors="replace"))[:300]
             raise UserError(f"rollout.server={self._address}{path}: {error.code}: {told}; {self.advice}") from error
         except (OSError, ValueError) as error:
             raise UserError(f"rollout.server={self._address}{path}: no answer ({error}); {self.advice}") from error

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from tpg.component import component
-from tpg.training.loggers import LoggerOptions, Outcome, Start, final, left_by
+from tpg.training.tracking.loggers import LoggerOptions, Outcome, Start, final, left_by
 
 RUN_ID = "tpg.run_id"
 """The tag by which a continued run is found again."""
@@ -91,7 +91,7 @@ class Trackio(LoggerOptions):
 
     def build(self, start: Start) -> Any:
         """A logger of our own, for Lightning has none."""
-        from tpg.training.iteration_loggers import TrackioIterations
+        from tpg.training.tracking.iteration_loggers import TrackioIterations
 
         return TrackioIterations(
             project=self.project,

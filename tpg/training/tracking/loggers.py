@@ -121,7 +121,7 @@ class WandB(LoggerOptions):
         """Lightning's logger, with the iteration as the x axis."""
         import wandb
 
-        from tpg.training.iteration_loggers import WandbIterations
+        from tpg.training.tracking.iteration_loggers import WandbIterations
 
         mode = self._mode()
         start.folder.joinpath("wandb").mkdir(exist_ok=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tpg.errors import UserError
 from tpg.training.experience import Experience
+from tpg.training.faults.nonfinite import SkippedStep
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
-from tpg.training.nonfinite import SkippedStep
 from tpg.training.recording import completion_records
 
 REMEDIES = (

@@ -12,7 +12,7 @@ from torch import Tensor
 from tpg.errors import UserError
 from tpg.policies.memory import tried
 from tpg.training.options import Update
-from tpg.training.ranks import Ranks
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.splitting import Limits, Splitter
 
 T = TypeVar("T")

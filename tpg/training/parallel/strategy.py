@@ -8,7 +8,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from tpg.training.optimizer_state import take_state, whole_state
+from tpg.training.parallel.optimizer_state import take_state, whole_state
 
 
 class ShardedStrategy(ModelParallelStrategy):

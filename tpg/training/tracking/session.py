@@ -18,10 +18,10 @@ import torch
 
 from tpg.errors import Interrupted
 from tpg.redaction import redacted
-from tpg.training.loggers import LoggerOptions, Outcome, Start
 from tpg.training.pruning import Pruned
 from tpg.training.run_folder import RunFolder, write_atomically
-from tpg.training.tolerant import Tolerant
+from tpg.training.tracking.loggers import LoggerOptions, Outcome, Start
+from tpg.training.tracking.tolerant import Tolerant
 
 SEEN = ("tpg", "torch", "transformers", "lightning", "peft", "datasets")
 """Packages whose versions go to the loggers; environment.json has all."""

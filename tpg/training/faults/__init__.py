@@ -1,0 +1,1 @@
+"""What goes wrong in a run and does not end it, or ends it in one line."""

@@ -1,0 +1,1 @@
+"""Loggers: their options, how they are opened and closed, and what they are told."""
