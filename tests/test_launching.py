@@ -20,7 +20,7 @@ import tpg.sweep
 import tpg.train
 from tpg.errors import Interrupted, UserError
 from tpg.launching.exchange import Exchange, Marked, write
-from tpg.launching.processes import OF_A_RANK, _concluded, _failure
+from tpg.launching.processes import OF_A_RANK, Death, _concluded, _failure
 from tpg.training.parallel.ranks import Ranks
 from tpg.training.pruning import Pruned
 
@@ -57,21 +57,26 @@ def test_only_what_says_which_rank_one_is_is_kept_from_the_ranks(name, tells_the
 
 def test_a_death_is_told_before_the_errors_that_it_caused():
     heard = {"kind": "failed", "message": "RuntimeError: closed", "traceback": "T", "heard": False, "time": 1.0}
-    assert str(_failure({0: heard, 1: {}}, {0: 1, 1: -9}, 1)) == (
-        "rank 1 of 2 was killed by SIGKILL; the machine may have run out of memory"
-    )
+    killed = "rank 1 of 2 was killed by SIGKILL; the machine may have run out of memory"
+    assert str(_failure({0: heard, 1: {}}, {0: Death(1, 1), 1: Death(-9, 1)}, 1)) == killed
+
+
+def test_a_rank_that_torchrun_killed_since_another_had_failed_is_not_the_cause():
+    own = {"kind": "failed", "message": "ValueError: bad", "traceback": "T", "heard": False, "time": 1.0}
+    deaths = {0: Death(-9, 31), 1: Death(1, 1)}
+    assert str(_failure({0: {}, 1: own}, deaths, 1)) == "rank 1 of 2: ValueError: bad"
 
 
 def test_a_ranks_own_error_is_told_before_what_others_heard_of_it():
     heard = {"kind": "failed", "message": "RankError: rank 1: ...", "traceback": "T", "heard": True, "time": 1.0}
     own = {"kind": "failed", "message": "ValueError: bad", "traceback": "a\nb\n", "heard": False, "time": 2.0}
-    error = _failure({0: heard, 1: own}, {0: 1, 1: 1}, 1)
+    error = _failure({0: heard, 1: own}, {0: Death(1, 1), 1: Death(1, 2)}, 1)
     assert str(error) == "rank 1 of 2: ValueError: bad"
     assert error.__notes__ == ["[rank 1] a\n[rank 1] b"]
 
 
 def test_ranks_that_leave_no_word_are_told_by_their_codes():
-    assert str(_failure({0: {}, 1: {}}, {1: 3}, 1)) == 'the ranks ended without a word: {"1": 3}'
+    assert str(_failure({0: {}, 1: {}}, {1: Death(3, 1)}, 1)) == 'the ranks ended without a word: {"1": 3}'
 
 
 @pytest.mark.parametrize(
@@ -89,6 +94,15 @@ def test_what_ended_rank_0_ends_the_process_that_launched_it(tmp_path, left, rai
     with pytest.raises(type(raised)) as found:
         _concluded(exchange, 2, 0)
     assert found.value.args == raised.args
+
+
+def test_the_mistake_of_one_rank_alone_is_told_whatever_the_main_one_heard(tmp_path):
+    exchange = Exchange(tmp_path)
+    heard = {"kind": "failed", "message": "RuntimeError: closed by peer", "traceback": "T", "heard": False, "time": 2.0}
+    write(exchange.outcome(0), heard)
+    write(exchange.outcome(1), {"kind": "mistake", "message": "out of memory on rank 1", "time": 1.0})
+    with pytest.raises(UserError, match="out of memory on rank 1"):
+        _concluded(exchange, 2, 1)
 
 
 def test_lines_are_marked_once():

@@ -151,11 +151,11 @@ def _refuse_difference(rank: int, main: DictConfig, other: DictConfig) -> None:
 
 @contextmanager
 def _told_once(ranks: "Ranks") -> Iterator[None]:
-    """Leave it to the main process to tell a mistake that ends all."""
+    """Leave it to the main process to tell a mistake that ends all, if it knows of it."""
     try:
         yield
-    except UserError:
-        if ranks.main:
+    except UserError as error:
+        if ranks.main or not hasattr(error, "known_to_all"):
             raise
         sys.exit(2)
 

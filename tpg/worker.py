@@ -23,7 +23,7 @@ def main() -> None:
     write(exchange.outcome(rank), outcome)
     sys.stdout.flush()
     sys.stderr.flush()
-    if outcome["kind"] == "failed":
+    if outcome["kind"] != "finished":
         os._exit(1)  # what else would end by waiting for a rank that is no more
 
 
@@ -38,7 +38,7 @@ def _outcome(exchange: Exchange) -> dict[str, Any]:
             left()
             return {"kind": "finished", "summary": summary}
         except UserError as error:
-            return {"kind": "mistake", "message": str(error)}
+            return {"kind": "mistake", "message": str(error), "time": time.time()}
         except Interrupted as interruption:
             return {"kind": "interrupted", "signal": int(interruption.args[0])}
         except Pruned as pruned:

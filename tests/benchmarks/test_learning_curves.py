@@ -137,6 +137,7 @@ def test_our_side_is_the_experiment_with_the_shared_reward_alone(name):
     assert (made.trainer.precision, made.trainer.gradient_clip_val, made.warm_start.steps) == ("32-true", None, 0)
 
 
+@pytest.mark.long
 def test_ours_alone_on_a_tiny_model(tmp_path, capsys):
     assert main([*SMALL, f"run_dir={tmp_path}"]) == 0
     result = json.loads((tmp_path / "learning.json").read_text())

@@ -62,6 +62,20 @@ def test_a_gpu_that_is_not_here_is_planned_for(plan, monkeypatch):
     assert "tokens/s: unknown; no cuda to measure here" in out
 
 
+def test_a_run_that_began_is_planned_as_it_would_go_on(plan, entry, tmp_path):
+    import tpg.train
+
+    _, config, _ = entry(tpg.train, *TINY, "policy.layers=2", "--cfg", "job", "--resolve")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(config)
+    code, out, err = entry(tpg.plan, f"resume={tmp_path}/run", "trainer=ddp", *RATES, "plan.device_memory=8")
+    assert (code, err) == (0, [])
+    assert " 2 layers " in out
+    code, out, err = entry(tpg.plan, f"resume={tmp_path}/run", "policy.layers=3")
+    assert (code, out) == (2, "")
+    assert err[0].startswith("error: policy.layers: resume continues with the run's own config; ")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "least", "most"),

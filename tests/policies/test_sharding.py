@@ -193,6 +193,7 @@ def differences():
     return in_processes(4, compared, CASES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", [f"{mesh}: {name}" for mesh, name in CASES])
 def test_it_is_the_single_process(differences, case):
     for rank in differences:

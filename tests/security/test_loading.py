@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from builders import tiny_policy
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-import tpg
+import tpg.train
+from tpg.component import component
 from tpg.composition import built
 from tpg.errors import UserError
 from tpg.policies.huggingface import HuggingFace
@@ -19,8 +21,19 @@ from tpg.training.experiment import Experiment
 
 PACKAGE, CONF = Path(tpg.__file__).parent, Path(__file__).parents[2] / "conf"
 FILES = sorted(PACKAGE.rglob("*.py"))
+SMALL = [
+    "debug=fast", "iterations=1", "task=sort", "task.train_size=16", "reward_model=[sorted_digits]", "logger=[csv]",
+    "trainer=cpu", "reward_workers=1", "policy.hidden_size=32", "policy.layers=2", "evaluation.every=0",
+]  # fmt: skip
 PICKLE = {"rewards/workers.py", "tasks/reasoning_gym.py"}
 """Where pickles go between a process and its own children."""
+
+
+@component
+class Owner:
+    """Of one part of any kind."""
+
+    x: Any
 
 
 def calls(text):
@@ -160,10 +173,15 @@ def test_remote_code_is_trusted_nowhere_by_default():
     assert "huggingface.yaml" in trusting
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
-    torch.save({"state_dict": Runs(tmp_path / "ran")}, tmp_path / "bad.ckpt")
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
-        torch.load(tmp_path / "bad.ckpt", weights_only=True)
+def test_a_checkpoint_that_would_run_code_is_not_resumed_from(entry, tmp_path):
+    run = tmp_path / "run"
+    assert entry(tpg.train, *SMALL, f"run_dir={run}")[0] == 0
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+    kept = torch.load(checkpoint, weights_only=True)
+    torch.save({**kept, "more": Runs(tmp_path / "ran")}, checkpoint)
+    code, _, err = entry(tpg.train, f"resume={run}", "iterations=2")
+    assert code != 0
+    assert "Weights only load failed" in "\n".join(err)
     assert not (tmp_path / "ran").exists()
 
 
@@ -174,6 +192,10 @@ TARGETS = [
     # functions, and classes of the standard library under the name of a module that imports them
     "torch.load", "torch.hub.load", "transformers.pipeline", "tpg.jobs.Path", "tpg.training.checkpoints.Path",
     "tpg.jobs.os.system", "tpg.jobs.run_entry", "", "Popen", "..os.system",
+    # installed packages that are not the user's, by their name or another's; classes that are there for other ends
+    "omegaconf.DictConfig", "tpg.jobs.DictConfig", "tpg.job_records.Job", "torch.PyTorchFileWriter",
+    "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler", "transformers.Trainer",
+    "lightning.Trainer",
 ]  # fmt: skip
 
 
@@ -184,3 +206,63 @@ def test_what_a_config_may_not_build(target, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^callbacks\.x\._target_="):
         built(config, Experiment)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_class_of_torch_that_starts_a_program_is_not_built(tmp_path):
+    target = "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"
+    given = {"entrypoint": "touch", "args": [str(tmp_path / "ran")], "env": {}, "local_rank_id": 0}
+    config = OmegaConf.create({"x": {"_target_": target, "stdout": None, "stderr": None, **given}})
+    with pytest.raises(UserError, match=r"^x\._target_=torch.*: is no option of tpg and no Callback, Logger or Module"):
+        built(config, Experiment)
+    assert not (tmp_path / "ran").exists()
+
+
+def package_in(folder, name):
+    """A package that leaves a file where it is imported."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(
+        "from pathlib import Path\nPath('imported').touch()\nclass Mine:\n    pass\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("place", ["site-packages", "dist-packages"])
+def test_an_installed_package_is_not_even_imported_unless_the_user_calls_it_own(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    name = f"theirs_{place[:4]}"
+    monkeypatch.syspath_prepend(package_in(tmp_path / "lib" / place, name))
+    config = OmegaConf.create({"x": {"_target_": f"{name}.Mine"}})
+    with pytest.raises(
+        UserError, match=rf"^x\._target_={name}\.Mine: only classes of .* set TPG_MODULES={name} in the"
+    ):
+        built(config, Owner)
+    assert not (tmp_path / "imported").exists()
+    monkeypatch.setenv("TPG_MODULES", f"other, {name}")
+    assert type(built(config, Owner).x).__module__ == name
+    assert (tmp_path / "imported").exists()
+
+
+def test_a_package_of_the_users_own_elsewhere_is_built(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(package_in(tmp_path / "code", "users_package"))  # as an editable install has it
+    (tmp_path / "users_module.py").write_text("from omegaconf import DictConfig\nclass Mine:\n    pass\n")
+    for target in ("users_package.Mine", "users_module.Mine"):
+        assert type(built(OmegaConf.create({"x": {"_target_": target}}), Owner).x).__name__ == "Mine"
+    with pytest.raises(
+        UserError, match=r"^x\._target_=users_module\.DictConfig: is omegaconf\.dictconfig\.DictConfig; "
+    ):
+        built(OmegaConf.create({"x": {"_target_": "users_module.DictConfig"}}), Owner)
+
+
+@pytest.mark.parametrize(
+    ("target", "given"),
+    [
+        ("lightning.pytorch.callbacks.LearningRateMonitor", {}),
+        ("torch.nn.Linear", {"in_features": 2, "out_features": 2}),
+    ],
+    ids=["callback", "module"],
+)
+def test_what_a_callback_may_be_or_take_is_built(target, given):
+    assert (
+        type(built(OmegaConf.create({"x": {"_target_": target, **given}}), Owner).x).__name__ == target.split(".")[-1]
+    )

@@ -5,12 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import tpg.train
 from tpg.composition import resolved, storable
 from tpg.errors import UserError
+from tpg.jobs import experiment_of, own_config
 from tpg.redaction import looks_secret, redacted, refuse_in_words
 from tpg.training.tracking.session import record_environment
 
@@ -50,11 +50,12 @@ def test_a_text_loses_its_secrets_and_nothing_else(monkeypatch):
 
 
 REFUSED = {
-    "+callbacks.x.api_key=abc": "callbacks.x.api_key: holds a secret, ...'${oc.env:API_KEY}'",
+    "+callbacks.x.api_key=abc": "callbacks.x.api_key: holds a secret, ...'${oc.env:CALLBACKS_X_API_KEY}'",
     "+callbacks.x={api_key: abc}": "callbacks.x.api_key: holds a secret, ...",
     f"task.system_prompt={HF}": "task.system_prompt: holds a secret, ...",
-    f"logger.wandb.tags=[a,{GITHUB}]": "logger.wandb.tags: holds a secret, ...",
-    "policy.path=https://me:pass@host/model": "policy.path: holds an address with a password, ...",
+    f"logger.wandb.tags=[a,{GITHUB}]": "logger.wandb.tags: holds a secret, ...:LOGGER_WANDB_TAGS}' in its place",
+    "policy.path=https://me:pass@host/model": "policy.path: holds an address with a password, ...${oc.env:POLICY_PATH}'",
+    "policy.path='https://me:pass@${oc.env:HOST}'": "policy.path: holds an address with a password, ...",
 }
 
 
@@ -101,17 +102,79 @@ def test_a_named_secret_stays_a_name_until_it_is_used(monkeypatch):
     }
 
 
+def test_a_secret_stays_a_name_in_lists_and_under_other_names(monkeypatch):
+    monkeypatch.setenv("MINE_KEY", "0123456789abcdef")
+    monkeypatch.setenv("PLACE", "https://me:pass@host")
+    monkeypatch.setenv("SOME", "word")
+    given = {
+        "headers": ["Bearer ${oc.env:MINE_KEY}", "${oc.env:SOME}", {"more": ["${x.api_key}"]}],
+        "x": {"api_key": "${oc.env:OTHER,short}", "name": "${oc.env:SOME}"},
+        "y": "${x}",
+        "z": "${headers}",
+        "w": "${y.api_key} ${oc.env:SOME}",
+        "place": "${oc.env:PLACE}",
+        "same": ["${place}"],
+        "nested": "${oc.env:${oc.env:NAME_OF,MINE_KEY}}",
+        "plain": "${n}",
+        "n": {"a": "${oc.env:SOME}", "b": [1]},
+    }
+    stored = storable(OmegaConf.create(given))
+    told = {"headers": [given["headers"][0], "word", given["headers"][2]], "x": {**given["x"], "name": "word"}}
+    assert stored == {**given, **told, "plain": {"a": "word", "b": [1]}, "n": {"a": "word", "b": [1]}}
+    assert resolved(OmegaConf.create(stored)) == resolved(OmegaConf.create(given))
+
+
+def test_secrets_in_plain_text_are_refused_in_lists_and_beside_references():
+    nested = {"a": [1, {"b": ["x", {"password": "abc"}]}]}
+    with pytest.raises(UserError, match=r"^a\.b\.password: holds a secret.*'\${oc.env:A_B_PASSWORD}' in its place$"):
+        resolved(OmegaConf.create(nested))
+    with pytest.raises(UserError, match=r"^a: holds a secret"):
+        resolved(OmegaConf.create({"a": f"${{oc.env:X,{HF}}}"}))
+    allowed = ["https://me:${oc.env:PASSWORD,x}@host", f"${{oc.env:X,none}} {HF[:8]}"]
+    assert resolved(OmegaConf.create({"a": allowed}))["a"] == ["https://me:x@host", f"none {HF[:8]}"]
+
+
+def remedy_of(line):
+    """The key and the reference that a message says to use."""
+    return line.rpartition("and name it: ")[2].replace("'", "").split("=")
+
+
+@pytest.mark.parametrize("key", ["logger.mlflow.tracking_uri", "policy.path"])
+def test_the_remedy_for_an_address_with_a_password_works(entry, tmp_path, monkeypatch, key):
+    value, given = "https://me:pass@host/a", ["logger=[mlflow]", "policy=huggingface", "policy.path=a/b"]
+    seen = []
+
+    def keep(config):
+        stored = own_config(config)
+        text = OmegaConf.to_yaml(OmegaConf.create(stored))
+        seen.append((text, experiment_of(OmegaConf.to_container(OmegaConf.create(text)))))
+        return 0.0
+
+    monkeypatch.setattr(tpg.train, "train", keep)
+    _, _, (line,) = entry(tpg.train, *given, f"{key}={value}")
+    name, reference = remedy_of(line)
+    variable = key.replace(".", "_").upper()
+    assert (name, reference) == (key, f"${{oc.env:{variable}}}")
+    monkeypatch.setenv(variable, value)
+    assert entry(tpg.train, *given, f"{key}={reference}") == (0, "", [])
+    ((text, experiment),) = seen
+    assert f"{key.split('.')[-1]}: {reference}\n" in text
+    assert "pass@" not in text
+    built = experiment.logger["mlflow"].tracking_uri if "logger" in key else experiment.policy.path
+    assert built == value
+
+
 def test_a_run_stores_the_name_and_not_the_secret(entry, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from lightning.pytorch import Callback\n"
         "class Mine(Callback):\n"
-        "    def __init__(self, api_key):\n"
-        "        assert api_key == 'a-very-secret-key'\n"
+        "    def __init__(self, api_key, headers):\n"
+        "        assert [api_key, *headers] == ['a-very-secret-key', 'Bearer a-very-secret-key']\n"
     )
     monkeypatch.setenv("MINE_KEY", "a-very-secret-key")
     small = ["debug=fast", "iterations=1", "task=sort", "task.train_size=16", "reward_model=[sorted_digits]"]
     small += ["trainer=cpu", "reward_workers=1", "policy.hidden_size=32", "policy.layers=2", "evaluation.every=0"]
-    own = "+callbacks.mine={_target_: mine.Mine, api_key: '${oc.env:MINE_KEY}'}"
+    own = "+callbacks.mine={_target_: mine.Mine, api_key: '${oc.env:MINE_KEY}', headers: ['Bearer ${oc.env:MINE_KEY}']}"
     code, _, err = entry(tpg.train, *small, f"run_dir={tmp_path}/run", own)
     assert (code, err) == (0, [])
     assert "api_key: ${oc.env:MINE_KEY}" in (tmp_path / "run" / "config.yaml").read_text()
@@ -141,12 +204,10 @@ def test_the_record_of_a_start_has_no_secret(tmp_path, monkeypatch):
 
 
 def test_a_mistake_in_a_secret_value_does_not_repeat_it():
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        assert "api_key" not in compose("train")
     from pydantic import ValidationError
 
     from tpg.component import component
-    from tpg.composition import _one_line
+    from tpg.composition import _complaint
 
     @component
     class Own:
@@ -154,4 +215,11 @@ def test_a_mistake_in_a_secret_value_does_not_repeat_it():
 
     with pytest.raises(ValidationError) as told:
         Own(api_key="abc")
-    assert _one_line(told.value, "x", Own).startswith("x.api_key=***: ")
+    assert _complaint(told.value, "x", Own).startswith("x.api_key=***: ")
+
+
+def test_a_mistake_in_an_address_with_a_password_does_not_repeat_it(entry, tmp_path, monkeypatch):
+    monkeypatch.setenv("PORT", "https://me:pass@host")
+    code, _, err = entry(tpg.train, "iterations='${oc.env:PORT}'", f"run_dir={tmp_path}/run")
+    assert (code, len(err)) == (2, 1)
+    assert err[0].startswith("error: iterations=https://me:***@host: ")

@@ -84,7 +84,7 @@ def alone():
 
 
 @pytest.mark.parametrize(
-    "strategy", [pytest.param(name, marks=pytest.mark.long if name == "fsdp_tp" else ()) for name in STRATEGIES]
+    "strategy", [pytest.param(name, marks=pytest.mark.long if "t" in name else ()) for name in STRATEGIES]
 )
 def test_the_same_weights_tokens_and_metrics(strategy, alone):
     world, hardware = STRATEGIES[strategy]

@@ -37,7 +37,8 @@ def main() -> None:
             )
         )
     except ChildFailedError as error:
-        write(exchange.agent, {str(rank): failure.exitcode for rank, failure in error.failures.items()})
+        ended = {str(rank): [failure.exitcode, failure.timestamp] for rank, failure in error.failures.items()}
+        write(exchange.agent, ended)
         sys.exit(1)
 
 

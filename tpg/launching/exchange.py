@@ -21,7 +21,7 @@ class Exchange:
         self.stop = folder / "stop"
         """Holds the number of the signal that asked the run to stop."""
         self.agent = folder / "agent.json"
-        """The processes that ended badly, by rank."""
+        """The processes that ended badly, by rank: exit code, and when, in whole seconds."""
         self._asked = 0
         self._answered = 0
 

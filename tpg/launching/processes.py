@@ -1,6 +1,7 @@
 """A run of several processes of this machine, started by one that asks them to stop, and tells how they ended."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from tpg.errors import Interrupted, RankFailed, UserError
 from tpg.launching.exchange import POLL_S, Exchange, read, write
@@ -48,7 +49,7 @@ def refuse_other_nodes(trainer: TrainerOptions) -> None:
 
 
 def _launch(spec: RunSpec, report: Report | None) -> dict[str, Any]:
-    with TemporaryDirectory(prefix="tpg-run-") as place:
+    with TemporaryDirectory(prefix="tpg-run-", ignore_cleanup_errors=True) as place:
         exchange = Exchange(Path(place))
         trainer = spec.experiment.trainer
         write(
@@ -92,7 +93,8 @@ def _launch(spec: RunSpec, report: Report | None) -> dict[str, Any]:
 def _environment(count: int) -> dict[str, str]:
     """This process's, without what says of it which rank it is; processors are divided unless that is decided."""
     own = {name: value for name, value in os.environ.items() if not OF_A_RANK.fullmatch(name)}
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count)), **own}
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, processors // count)), **own}
 
 
 def _descriptor(stream: Any) -> int | None:
@@ -127,16 +129,28 @@ def _concluded(exchange: Exchange, count: int, code: int) -> dict[str, Any]:
             raise Interrupted(main["signal"])
         case "pruned":
             raise Pruned(main["iteration"], main["metric"], main["value"])
-    raise _failure(outcomes, {int(rank): exitcode for rank, exitcode in read(exchange.agent).items()}, code)
+    mistakes = [outcome for outcome in outcomes.values() if outcome.get("kind") == "mistake"]
+    if mistakes:  # of a rank that had no occasion to tell the others
+        raise UserError(min(mistakes, key=lambda outcome: outcome["time"])["message"])
+    raise _failure(outcomes, {int(rank): Death(*ended) for rank, ended in read(exchange.agent).items()}, code)
 
 
-def _failure(outcomes: dict[int, dict[str, Any]], codes: dict[int, int], code: int) -> RankFailed:
-    """Of several failures that which caused the others: a death, a rank's own error, only then what it heard."""
+class Death(NamedTuple):
+    """How a process ended badly; below 0 by which signal."""
+
+    code: int
+    time: int
+
+
+def _failure(outcomes: dict[int, dict[str, Any]], deaths: dict[int, Death], code: int) -> RankFailed:
+    """Of several failures that which caused the others: the earliest death or own error, only then what ranks heard."""
     failed = {rank: outcome for rank, outcome in outcomes.items() if outcome.get("kind") == "failed"}
-    killed = [rank for rank, exitcode in codes.items() if exitcode < 0]
-    own = [rank for rank, outcome in failed.items() if not outcome["heard"]]
-    if killed:
-        rank, by = killed[0], signal.Signals(-codes[killed[0]]).name
+    killed = {rank: death for rank, death in deaths.items() if death.code < 0}
+    own = {rank: outcome for rank, outcome in failed.items() if not outcome["heard"]}
+    rank = min(killed, key=lambda rank: killed[rank].time, default=None)
+    # A rank that hangs when another has failed is killed by torchrun, later.
+    if rank is not None and killed[rank].time <= min((outcome["time"] for outcome in own.values()), default=math.inf):
+        by = signal.Signals(-killed[rank].code).name
         hint = "; the machine may have run out of memory" if by == "SIGKILL" else ""
         return RankFailed(f"rank {rank} of {len(outcomes)} was killed by {by}{hint}")
     if failed:
@@ -145,5 +159,6 @@ def _failure(outcomes: dict[int, dict[str, Any]], codes: dict[int, int], code: i
         marked = (f"[rank {first}] {line}" for line in failed[first]["traceback"].rstrip().split("\n"))
         error.add_note("\n".join(marked))
         return error
+    codes = {rank: death.code for rank, death in deaths.items()}
     ended = json.dumps(codes) if codes else f"the process that started them ended with code {code}"
     return RankFailed(f"the ranks ended without a word: {ended}")

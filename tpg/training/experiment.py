@@ -21,6 +21,7 @@ from tpg.policies.sharding import check_divides
 from tpg.rewards.base import RewardTerm
 from tpg.rewards.model import check_columns
 from tpg.rollouts.engine import RolloutOptions
+from tpg.rollouts.vllm.options import VLLM
 from tpg.spelling import did_you_mean
 from tpg.tasks.base import Task
 from tpg.training.guards import Guard
@@ -168,10 +169,10 @@ class Experiment:
             for name, callback in self.callbacks.items():
                 if getattr(callback, "compares_micro_batches", False):
                     raise UserError(f"callbacks.{name}: compares one process's micro-batches; use trainer.devices=1")
-            if getattr(self.rollout, "server", None) is not None:
+            if isinstance(self.rollout, VLLM):
                 raise UserError(
-                    f"rollout.server={self.rollout.server}: a server follows the weights of one process"  # type: ignore[attr-defined]
-                    " only; use rollout.server=null, an engine within each process, or trainer.devices=1"
+                    f"rollout: vLLM follows the weights of one process, and trainer.strategy={trainer.strategy} starts"
+                    f" {trainer.processes}; use rollout=native, or trainer.devices=1"
                 )
         if not trainer.shards:
             return

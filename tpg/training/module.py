@@ -175,17 +175,18 @@ class TrajectoryPolicyGradient(LightningModule):
             level(self.parameters(), self.device_mesh[TENSOR])
         norms = [float(total_norm(group["params"])) for group in optimizer.param_groups]
         self.update_metrics.learning_rate = optimizer.param_groups[0]["lr"]
-        if self.collector.ranks.any(not finite([self.update_metrics.step_loss, *norms])):
-            self._skip_step(optimizer, norms)
+        loss = sum(self.collector.ranks.each_replica(lambda: self.update_metrics.step_loss))
+        if not finite([loss, *norms]):
+            self._skip_step(optimizer, norms, loss)
             return
         self.skipped_in_a_row = 0
         self.update_metrics.grad_norms.append(norms[0])
         self.update_metrics.critic_grad_norms += norms[1:]
         self.update_metrics.step_made()
 
-    def _skip_step(self, optimizer: torch.optim.Optimizer, norms: list[float]) -> None:
+    def _skip_step(self, optimizer: torch.optim.Optimizer, norms: list[float], loss: float) -> None:
         metrics = self.update_metrics
-        loss, place = metrics.step_loss, len(metrics.grad_norms) + metrics.skipped_steps
+        place = len(metrics.grad_norms) + metrics.skipped_steps
         metrics.step_skipped()
         forget_gradients(optimizer)
         if scale_too_large(self.trainer.precision_plugin, loss):

@@ -72,7 +72,7 @@ class AdamW(torch.optim.AdamW):
                 loss = closure()
         groups = self.param_groups
         self.param_groups = [{**group, "params": params} for group in groups for params in _alike(group["params"])]
-        # Torch runs an optimizer's hooks around `step` of each class that it has made one of: here they are run already.
+        # Torch runs hooks around `step` of each class that it has made an optimizer of: here they are run already.
         plain: Any = torch.optim.AdamW.step
         plain = plain.__wrapped__ if getattr(plain, "hooked", False) else plain
         try:

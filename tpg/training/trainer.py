@@ -82,9 +82,14 @@ class TrainerOptions:
     def _check_division(self) -> None:
         size, processes = self.tensor_parallel_size, self.processes
         if self.strategy == "single" and processes > 1:
-            raise UserError(f"trainer.devices={self.devices}: one is what trainer=auto|cpu|gpu uses; add trainer=ddp")
+            key = f"devices={self.devices}" if self.devices > 1 else f"num_nodes={self.num_nodes}"
+            raise UserError(f"trainer.{key}: one is what trainer=auto|cpu|gpu uses; add trainer=ddp")
         if self.shards and processes == 1:
             raise UserError(f"trainer.devices=1: {self.strategy} divides a model among devices; use trainer=auto")
+        if self.shards and self.precision == "16-mixed":
+            raise UserError(f"trainer.precision=16-mixed: {self.strategy} scales no losses; use bf16-mixed or 32-true")
+        if processes > 1 and self.device_type == "mps":
+            raise UserError(f"trainer.strategy={self.strategy}: processes exchange nothing on MPS; use trainer=auto")
         if self.tensor_parallel is not None and size == 1:
             raise UserError(
                 f"trainer.tensor_parallel={self.tensor_parallel}: {self.strategy} divides no layers; use"
@@ -97,8 +102,8 @@ class TrainerOptions:
             )
         if processes % size or (self.strategy == "fsdp_tp" and processes == size):
             raise UserError(
-                f"trainer.devices={self.devices}: {processes} processes are not twice or more"
-                f" trainer.tensor_parallel={size}"
+                f"trainer.devices={self.devices}: {processes} processes are no multiple, from twice on, of"
+                f" trainer.tensor_parallel={size}; use trainer.devices={2 * size}"
             )
 
     @property
@@ -128,6 +133,7 @@ class TrainerOptions:
     ) -> Any:
         """A Trainer whose epochs are iterations."""
         from lightning.pytorch import Trainer
+        from lightning.pytorch.plugins.environments import LightningEnvironment
 
         if self.precision == "auto":
             raise ValueError("precision=auto is to be chosen first: on_this_machine(policy)")
@@ -149,7 +155,8 @@ class TrainerOptions:
             enable_model_summary=False,
             callbacks=callbacks,
             logger=loggers or False,
-            plugins=plugins,
+            # Where there are several processes, all have met before: Lightning is to ask neither SLURM nor torchrun.
+            plugins=[*plugins, LightningEnvironment()],
             default_root_dir=folder,
         )
 

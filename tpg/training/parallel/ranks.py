@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,6 +35,7 @@ class Failed:
     def raised_on(self, rank: int, own: int) -> Exception:
         """What process `own` raises for it: the failure itself where it happened or where all should end alike."""
         if rank == own or isinstance(self.error, UserError | Interrupted):
+            self.error.__dict__["known_to_all"] = True
             return self.error
         return RankError(f"rank {rank}: {type(self.error).__name__}: {self.error}")
 
@@ -83,6 +85,8 @@ class Ranks:
             mine = work()
         except Exception as error:
             mine = Failed(error)
+            if not _can_be_sent(error):
+                mine = Failed(RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__))
         return self._exchanged(mine)
 
     def each_replica(self, work: Callable[[], T]) -> list[T]:
@@ -107,7 +111,7 @@ class Ranks:
         found: list[T | Failed] = [mine] * self.world
         try:
             dist.all_gather_object(found, mine)
-        except (TypeError, AttributeError) as error:  # an exception that cannot be sent
+        except Exception as error:  # the others are elsewhere, or gone
             if not isinstance(mine, Failed):
                 raise
             raise mine.error from error
@@ -117,6 +121,14 @@ class Ranks:
                 raise result.raised_on(rank, self.rank)
             results.append(result)
         return results
+
+
+def _can_be_sent(error: Exception) -> bool:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
 
 
 def started_together() -> int:
@@ -148,16 +160,18 @@ def left() -> None:
 
 
 def _from_slurm() -> None:
-    """The variables that torch reads, from those that SLURM sets."""
+    """The variables that torch and Lightning read, from those of a SLURM step."""
     if "WORLD_SIZE" in os.environ:
         return
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
-    environment = SLURMEnvironment(auto_requeue=False)
+    given = os.environ
+    nodes = given.get("SLURM_STEP_NODELIST") or given["SLURM_NODELIST"]
     os.environ |= {
-        "MASTER_ADDR": environment.main_address,
-        "MASTER_PORT": str(environment.main_port),
-        "WORLD_SIZE": str(environment.world_size()),
-        "RANK": str(environment.global_rank()),
-        "LOCAL_RANK": str(environment.local_rank()),
+        "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(nodes),
+        "MASTER_PORT": given.get("MASTER_PORT", str(15000 + int(given["SLURM_JOB_ID"][-4:]))),
+        "WORLD_SIZE": given["SLURM_STEP_NUM_TASKS"],
+        "RANK": given["SLURM_PROCID"],
+        "LOCAL_RANK": given["SLURM_LOCALID"],
+        "NODE_RANK": given["SLURM_NODEID"],
     }
