@@ -81,9 +81,12 @@ def test_the_responses_are_the_same(monkeypatch, capsys, name, tried):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_one_response_that_does_not_fit_is_told(monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("native", "rollout.dtype=bfloat16"), ("transformers", "policy.dtype=bfloat16")]
+)
+def test_one_response_that_does_not_fit_is_told(monkeypatch, name, remedy):
     engine = made(name, batch_responses=2)
     SmallMemory(monkeypatch, 0, step=0)
-    with pytest.raises(UserError, match=r"^out of memory: a single response cannot be decoded; use a smaller rollout"):
+    with pytest.raises(UserError, match=r"^out of memory: a single response cannot be decoded; use a smaller") as told:
         engine.generate(PREFIXES, engine.options.sampling)
+    assert f"rollout.max_prompt_tokens, {remedy}, or" in str(told.value)

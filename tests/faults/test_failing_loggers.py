@@ -4,9 +4,10 @@ import pytest
 import wandb
 from iterations import trained
 
+from tpg.errors import UserError
 from tpg.training.recording import FolderRecorder
 from tpg.training.run_folder import RunFolder
-from tpg.training.tracking.loggers import LoggerOptions, Start, WandB
+from tpg.training.tracking.loggers import LoggerOptions, Start, WandB, left_by
 from tpg.training.tracking.session import Tracking
 from tpg.training.tracking.tolerant import Tolerant
 
@@ -80,6 +81,46 @@ def test_a_logger_that_fails_at_the_end_fails_no_run(tmp_path, capsys):
     told = capsys.readouterr().err.splitlines()
     assert [line for line in told if line.startswith("warning: logger.wandb: ConnectionError: no server;")] == told
     assert len(told) == 1
+
+
+class Unreachable(LoggerOptions):
+    """A logger whose server is down when the run begins."""
+
+    def build(self, start):
+        raise ConnectionError("no server\nat all")
+
+
+class Wrong(LoggerOptions):
+    """A logger whose options are a mistake."""
+
+    def build(self, start):
+        raise UserError("logger.mlflow.tracking_uri: no such place")
+
+
+def test_a_logger_that_cannot_be_begun_is_done_without(tmp_path, capsys):
+    with Tracking({"mlflow": Unreachable(), "wandb": Options()}, RunFolder(tmp_path), {"run_id": "x"}, 0) as tracking:
+        assert len(tracking.loggers) == 1
+        tracking.finish({"iterations": 3})
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == (
+        "warning: logger.mlflow: ConnectionError: no server at all; the run goes on without it; metrics.csv has every"
+        " row"
+    )
+    assert [line for line in told if "logger.mlflow" in line] == told[:1]
+
+
+def test_a_mistake_in_its_options_still_ends_the_run(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"^logger.mlflow.tracking_uri: no such place$"),
+        Tracking({"mlflow": Wrong()}, RunFolder(tmp_path), {"run_id": "x"}, 0),
+    ):
+        pass
+
+
+def test_what_guards_found_is_left_to_the_loggers(tmp_path):
+    for name in ("guards.jsonl", "metrics.csv", "environment.json"):
+        (tmp_path / name).write_text("")
+    assert [path.name for path in left_by(tmp_path)] == ["metrics.csv", "guards.jsonl"]
 
 
 def start(tmp_path):

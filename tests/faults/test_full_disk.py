@@ -2,6 +2,7 @@
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from processes import TINY, reproducible, resume, train
 from safetensors.torch import save_file
 
 from tpg.errors import UserError
+from tpg.launching import spec
 from tpg.training.faults.full_disk import told_if_full
 
 RUN = [*TINY, "iterations=6", "checkpoint.every=2", "+callbacks.filling._target_=filling.FillingDisk"]
@@ -48,6 +50,28 @@ def test_it_is_told_and_the_run_goes_on_from_the_last_whole_checkpoint(runs, kin
     weights = "policy/model.safetensors"
     assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
     assert list(folder.glob("checkpoints/*.tmp")) == []
+
+
+@pytest.mark.parametrize("step", ["prepare", "write_atomically", "run"])
+def test_it_is_told_of_whatever_a_continued_run_writes(tmp_path, monkeypatch, step):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("prepare", "write_atomically", "run"):
+        monkeypatch.setattr(spec, name, full if name == step else lambda *_: None)
+    continued = spec.RunSpec(SimpleNamespace(), {}, "", tmp_path, begun=True)
+    with pytest.raises(OSError if step == "prepare" else UserError, match=r"[Nn]o space left"):
+        spec.carry_out(continued)
+
+
+def test_memory_that_runs_out_in_a_run_is_told_too(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(spec, "prepare", lambda *_: None)
+    monkeypatch.setattr(spec, "run", fail)
+    with pytest.raises(UserError, match=r"^out of memory in tpg.launching.spec.carry_out \(MemoryError:\): use policy"):
+        spec.carry_out(spec.RunSpec(SimpleNamespace(), {}, "", tmp_path / "run", begun=False))
 
 
 WRITERS = {

@@ -97,6 +97,13 @@ def test_it_is_counted_told_once_and_kept(tmp_path):
     assert [record["in_step"] for record in records] == kept["step_B"].tolist()
 
 
+def test_a_folder_s_brackets_are_said_as_they_are(tmp_path):
+    folder = tmp_path / "a[bold]b"
+    folder.mkdir()
+    run(folder, Poison([1]), iterations=1)
+    assert f"its responses are in {folder}/nonfinite/iteration-000001.pt" in (folder / "said").read_text()
+
+
 def test_without_a_step_the_row_has_no_loss(tmp_path):
     module = run(tmp_path, Poison([1]), iterations=1)
     assert math.isnan(module.metrics["loss"])
@@ -137,10 +144,10 @@ def test_a_loss_that_is_not_finite_though_its_gradient_is(tmp_path, monkeypatch)
     poison = Poison([])
     module = run(tmp_path, poison, update=Update(responses_per_microbatch=4), iterations=2)
     skipped = [torch.equal(a, b) for a, b in zip(poison.weights, poison.weights[1:], strict=False)]
-    assert skipped == [True, False] or skipped == [False, True]
+    assert skipped == [True, False]
     said = (tmp_path / "said").read_text()
     assert "the loss is inf" in said
-    assert module.skipped_in_a_row in (0, 1)
+    assert module.skipped_in_a_row == 0
 
 
 def test_a_critic_that_is_not_finite_holds_the_policy_back_too(tmp_path):
@@ -158,15 +165,19 @@ def test_a_critic_that_is_not_finite_holds_the_policy_back_too(tmp_path):
 
 def test_what_one_process_finds_holds_on_every_one(tmp_path, monkeypatch):
     asked = []
+    alone = Ranks.each_replica
 
-    def elsewhere(self, flag):
-        asked.append(flag)
-        return len(asked) == 1
+    def with_another(self, work):
+        own = alone(self, work)
+        if isinstance(own[0], float):  # the losses of a step
+            asked.append(math.isfinite(own[0]))
+            own = [*own, math.nan if len(asked) == 1 else 0.0]
+        return own
 
-    monkeypatch.setattr(Ranks, "any", elsewhere)
+    monkeypatch.setattr(Ranks, "each_replica", with_another)
     poison = Poison([])
     run(tmp_path, poison, iterations=2)
-    assert asked == [False, False]
+    assert asked == [True, True]
     assert_close(poison.weights[1], poison.weights[0], atol=0, rtol=0)
     assert not torch.equal(poison.weights[2], poison.weights[1])
 

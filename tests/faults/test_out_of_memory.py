@@ -1,11 +1,14 @@
 """A pass that does not fit is made again in parts, with the gradient of the whole; what cannot be cut is told."""
 
+import contextlib
 import weakref
 from itertools import pairwise
 
 import pytest
 import torch
 from iterations import gradients, trained, weights
+from lightning.pytorch import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from test_microbatches import SAME
 
 from tpg.errors import UserError
@@ -17,12 +20,14 @@ from tpg.objectives.ppo_clip import PPOClip
 from tpg.policies.base import Policy
 from tpg.policies.critic import ValueHead
 from tpg.policies.memory import ran_out
-from tpg.training.faults.out_of_memory import Memory
+from tpg.training.faults.out_of_memory import Memory, told_if_out_of_memory
 from tpg.training.options import Update
 from tpg.training.parallel.ranks import Ranks
 
-CPU = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
-ERRORS = {"cuda": lambda: torch.OutOfMemoryError("CUDA out of memory."), "cpu": lambda: RuntimeError(CPU)}
+ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+)
+ERRORS = {"cuda": lambda: torch.OutOfMemoryError("CUDA out of memory."), "cpu": lambda: RuntimeError(ALLOCATOR)}
 
 
 class Backward(torch.autograd.Function):
@@ -109,6 +114,47 @@ def test_a_continued_run_keeps_the_bound(tmp_path, monkeypatch):
     assert all(fits for _, fits in passes)
 
 
+@pytest.mark.parametrize(
+    ("now", "tokens"), [(2048, 10), (8192, None), (None, None), (64, None)], ids=["the same", "more", "none", "less"]
+)
+def test_a_bound_that_is_given_anew_replaces_the_kept_one(tmp_path, now, tokens):
+    module = trained(tmp_path, iterations=1)
+    module.collector.memory.tokens = 10
+    path = tmp_path / "last.ckpt"
+    module.trainer.save_checkpoint(path)
+    later = trained(tmp_path, iterations=1, update=Update(tokens_per_microbatch=now), checkpoint=path)
+    assert later.collector.memory.tokens == tokens
+
+
+def test_of_several_processes_none_leaves_the_passes_that_the_strategy_sees(tmp_path):
+    update, plain = Update(responses_per_microbatch=6), []
+    expected = weights(trained(tmp_path, update=update))
+
+    class Alone(Ranks):
+        """One of two, whose other has nothing to add."""
+
+        world = 2
+        replicas = 1
+
+        def each(self, work):
+            return [work()]
+
+        def shares(self, count):
+            return [range(count)] * 2
+
+    class Bounded(Callback):
+        def on_train_start(self, trainer, pl_module):
+            pl_module.collector.memory.tokens = 1
+
+        def on_before_backward(self, trainer, pl_module, loss):
+            plain.append(loss.grad_fn is not None)
+
+    module = trained(tmp_path, update=update, callbacks=[Bounded()], ranks=Alone())
+    assert len(plain) > 1
+    assert all(plain)
+    torch.testing.assert_close(weights(module), expected, **SAME)
+
+
 def test_passes_without_a_gradient_are_cut_too(tmp_path, monkeypatch):
     options = {"kl": KLInReward(coefficient=0.1), "update": Update(responses_per_minibatch=4), "objective": PPOClip()}
     expected = trained(tmp_path, **options)
@@ -171,7 +217,21 @@ class Hold(torch.autograd.Function):
         return grad, None
 
 
-def test_no_graph_is_held_while_parts_are_made(tmp_path, monkeypatch):
+class Scaling(Callback):
+    """Puts a scaler between the loss and Lightning, as half precision has on a GPU."""
+
+    def setup(self, trainer, pl_module, stage):
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=4.0))
+        plugin.forward_context = contextlib.nullcontext  # the policy stays in its own precision
+        trainer.strategy._precision_plugin = plugin
+
+
+@pytest.mark.parametrize("callbacks", [[], [Scaling()]], ids=["plain", "scaled"])
+@pytest.mark.parametrize("minibatch", [None, 4], ids=["one step", "four steps"])
+def test_no_graph_is_held_while_parts_are_made(tmp_path, monkeypatch, callbacks, minibatch):
+    update = Update(responses_per_minibatch=minibatch)
+    options = {"callbacks": callbacks, "update": update, "objective": PPOClip()}
+    expected = weights(trained(tmp_path, **options))
     small_memory(monkeypatch, 30, during="backward")
     whole, graphs, held = Policy.statistics, [], []
 
@@ -185,6 +245,28 @@ def test_no_graph_is_held_while_parts_are_made(tmp_path, monkeypatch):
         return found._replace(logprobs=Hold.apply(found.logprobs, token))
 
     monkeypatch.setattr(Policy, "statistics", statistics)
-    trained(tmp_path)
+    given = weights(trained(tmp_path, **options))
     assert len(held) > 3
     assert max(held) == 0
+    torch.testing.assert_close(given, expected, **SAME)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), *(make() for make in ERRORS.values())], ids=["python", *ERRORS])
+def test_what_is_not_made_in_parts_is_told_with_remedies(tmp_path, monkeypatch, error):
+    def fail(self, *args, **options):
+        raise error
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    with pytest.raises(UserError) as told, told_if_out_of_memory(tmp_path):
+        trained(tmp_path)
+    message = str(told.value)
+    assert message.startswith(f"out of memory in tpg.training.optimizers.step ({type(error).__name__}:")
+    assert message.endswith(f"optimizer=adamw_8bit; continue with python -m tpg.train resume={tmp_path}")
+    assert "\n" not in message
+
+
+def test_what_is_told_already_and_other_errors_pass(tmp_path):
+    for error in (UserError("out of memory: a single response"), RuntimeError("no"), ValueError("out of memory")):
+        with pytest.raises(type(error)) as told, told_if_out_of_memory(tmp_path):
+            raise error
+        assert told.value is error

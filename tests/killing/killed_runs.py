@@ -87,10 +87,10 @@ class Runs:
         assert self._run(folder, None, *_given(folder, overrides)) == 0, _log(folder)[-3000:]
         return folder
 
-    def resumed(self, folder: Path) -> str:
-        """What the run says that continues this one to its end."""
+    def resumed(self, folder: Path, code: int = 0) -> str:
+        """What the run says that continues this one and ends with this exit code."""
         said = len(_log(folder))
-        assert self._run(folder, None, f"resume={folder}") == 0, _log(folder)[-3000:]
+        assert self._run(folder, None, f"resume={folder}") == code, _log(folder)[-3000:]
         return _log(folder)[said:]
 
     def close(self) -> None:

@@ -97,9 +97,16 @@ def test_a_run_whose_checkpoints_are_damaged_gives_the_same_numbers_from_an_olde
     assert "iteration 5/6" in said
     assert_same(folder, whole)
     for path in (older, newest):
-        path.write_bytes(path.read_bytes()[:-20])
-    said = runs.resumed(folder)
-    assert said.count("is damaged (its end is missing): left out; no complete one is left, the run begins anew") == 2
+        path.write_bytes(path.read_bytes()[:-100])
+    said = runs.resumed(folder, code=2)
+    assert said.splitlines()[-1] == (
+        f"error: no complete checkpoint is left in {folder}: {older.name} is damaged (its end is missing),"
+        f" {newest.name} is damaged (its end is missing); nothing was deleted; delete {folder}/checkpoints to begin"
+        " anew with iteration 1"
+    )
+    assert_same(folder, whole)
+    shutil.rmtree(folder / "checkpoints")
+    runs.resumed(folder)
     assert_same(folder, whole)
 
 

@@ -68,12 +68,14 @@ def test_a_run_that_began_is_planned_as_it_would_go_on(plan, entry, tmp_path):
     _, config, _ = entry(tpg.train, *TINY, "policy.layers=2", "--cfg", "job", "--resolve")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(config)
-    code, out, err = entry(tpg.plan, f"resume={tmp_path}/run", "trainer=ddp", *RATES, "plan.device_memory=8")
+    machine = ["trainer=ddp", *RATES, "plan.device_memory=8"]
+    code, out, err = entry(tpg.plan, f"resume={tmp_path}/run", *machine)
     assert (code, err) == (0, [])
-    assert " 2 layers " in out
-    code, out, err = entry(tpg.plan, f"resume={tmp_path}/run", "policy.layers=3")
+    assert out.startswith("Tiny on 2 devices: 2 data-parallel, replicated, cpu, 32-true; ")
+    assert out == plan("policy.layers=2", *machine)[1] != plan("policy.layers=3", *machine)[1]
+    code, out, err = entry(tpg.plan, f"resume={tmp_path}/run", "seed=3")
     assert (code, out) == (2, "")
-    assert err[0].startswith("error: policy.layers: resume continues with the run's own config; ")
+    assert err[0].startswith("error: seed: resume continues with the run's own config; ")
 
 
 @pytest.mark.long

@@ -200,6 +200,7 @@ def test_it_is_the_single_process(differences, case):
         assert_near(rank[case])
 
 
+@pytest.mark.long
 def test_mixed_precision_is_near(differences):
     assert all(0 < rank["mixed precision"]["difference"] < 0.3 for rank in differences)
 

@@ -17,6 +17,7 @@ from tpg.component import component
 from tpg.composition import built
 from tpg.errors import UserError
 from tpg.policies.huggingface import HuggingFace
+from tpg.training.checkpoint_files import AtomicCheckpointIO
 from tpg.training.experiment import Experiment
 
 PACKAGE, CONF = Path(tpg.__file__).parent, Path(__file__).parents[2] / "conf"
@@ -25,8 +26,8 @@ SMALL = [
     "debug=fast", "iterations=1", "task=sort", "task.train_size=16", "reward_model=[sorted_digits]", "logger=[csv]",
     "trainer=cpu", "reward_workers=1", "policy.hidden_size=32", "policy.layers=2", "evaluation.every=0",
 ]  # fmt: skip
-PICKLE = {"rewards/workers.py", "tasks/reasoning_gym.py"}
-"""Where pickles go between a process and its own children."""
+PICKLE = {"rewards/workers.py", "tasks/reasoning_gym.py", "training/parallel/ranks.py"}
+"""Where pickles go between a process and its own children, or the ranks of one run."""
 
 
 @component
@@ -178,7 +179,7 @@ def test_a_checkpoint_that_would_run_code_is_not_resumed_from(entry, tmp_path):
     assert entry(tpg.train, *SMALL, f"run_dir={run}")[0] == 0
     (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
     kept = torch.load(checkpoint, weights_only=True)
-    torch.save({**kept, "more": Runs(tmp_path / "ran")}, checkpoint)
+    AtomicCheckpointIO().save_checkpoint({**kept, "more": Runs(tmp_path / "ran")}, checkpoint)
     code, _, err = entry(tpg.train, f"resume={run}", "iterations=2")
     assert code != 0
     assert "Weights only load failed" in "\n".join(err)
@@ -245,6 +246,7 @@ def test_an_installed_package_is_not_even_imported_unless_the_user_calls_it_own(
 def test_a_package_of_the_users_own_elsewhere_is_built(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(package_in(tmp_path / "code", "users_package"))  # as an editable install has it
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "users_module.py").write_text("from omegaconf import DictConfig\nclass Mine:\n    pass\n")
     for target in ("users_package.Mine", "users_module.Mine"):
         assert type(built(OmegaConf.create({"x": {"_target_": target}}), Owner).x).__name__ == "Mine"

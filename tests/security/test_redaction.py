@@ -54,7 +54,7 @@ REFUSED = {
     "+callbacks.x={api_key: abc}": "callbacks.x.api_key: holds a secret, ...",
     f"task.system_prompt={HF}": "task.system_prompt: holds a secret, ...",
     f"logger.wandb.tags=[a,{GITHUB}]": "logger.wandb.tags: holds a secret, ...:LOGGER_WANDB_TAGS}' in its place",
-    "policy.path=https://me:pass@host/model": "policy.path: holds an address with a password, ...${oc.env:POLICY_PATH}'",
+    "policy.path=https://me:pass@host/a": "policy.path: holds an address with a password, ...${oc.env:POLICY_PATH}'",
     "policy.path='https://me:pass@${oc.env:HOST}'": "policy.path: holds an address with a password, ...",
 }
 

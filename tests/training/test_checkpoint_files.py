@@ -1,6 +1,7 @@
 """A checkpoint file is complete or absent; a damaged one is told apart and left out."""
 
 import hashlib
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -58,23 +59,27 @@ def test_every_flipped_bit_is_noticed(folder):
     size = path.stat().st_size
     generator = torch.Generator().manual_seed(5)
     drawn = torch.randint(size, (60,), generator=generator).tolist()
-    for place in [0, *drawn, *range(size - FOOTER, size)]:
+    for place in [0, *drawn, *range(size - FOOTER + 7, size)]:
         flip(path, place, bit=place % 8)
         assert damage(path) is not None, place
         flip(path, place, bit=place % 8)
     assert damage(path) is None
 
 
-@pytest.mark.parametrize("kept", [0, 1, 72, 500, -73, -72, -1])
+@pytest.mark.parametrize("kept", [0, 1, 72, 500, -100, -73])
 def test_a_truncated_one_is_noticed(folder, kept):
     path = saved(folder, 1)
     path.write_bytes(path.read_bytes()[:kept])
     assert damage(path) == "its end is missing"
 
 
-def test_bytes_that_were_appended_are_noticed(folder):
+@pytest.mark.parametrize("kept", [-72, -71, -1])
+def test_one_without_its_checksum_is_taken_if_torch_reads_all_of_it(folder, kept):
     path = saved(folder, 1)
-    path.write_bytes(path.read_bytes() + b"\0")
+    path.write_bytes(path.read_bytes()[:kept])
+    assert damage(path) is None
+    assert FoundCheckpoints.of(folder).newest == path
+    flip(path, path.read_bytes().index(STATE["weight"].numpy().tobytes()) + 500)
     assert damage(path) == "its end is missing"
 
 
@@ -93,15 +98,21 @@ def test_the_newest_complete_one_is_found_and_the_damaged_are_named(folder):
     ]
 
 
-def test_with_none_left_it_is_said_that_the_run_begins_anew(folder):
+def test_with_none_left_the_run_ends_and_nothing_is_deleted(folder):
     assert FoundCheckpoints.of(folder) == FoundCheckpoints((), {})
     flip(saved(folder, 4), 700)
-    found = FoundCheckpoints.of(folder)
-    assert found.newest is None
-    assert found.warnings == [
-        "checkpoint iteration-000004.ckpt is damaged (its checksum is another): left out; no complete one is left, the"
-        " run begins anew with iteration 1"
-    ]
+    (folder.path / "metrics.tmp").write_text("half")
+    with pytest.raises(UserError) as told:
+        FoundCheckpoints.of(folder)
+    assert str(told.value) == (
+        f"no complete checkpoint is left in {folder.path}: iteration-000004.ckpt is damaged (its checksum is another);"
+        f" nothing was deleted; delete {folder.checkpoints} to begin anew with iteration 1"
+    )
+    assert names(folder) == ["iteration-000004.ckpt"]
+    assert (folder.path / "metrics.tmp").exists()
+    shutil.rmtree(folder.checkpoints)
+    assert FoundCheckpoints.of(folder) == FoundCheckpoints((), {})
+    assert names(folder) == []
 
 
 def test_one_that_cannot_be_read_is_not_taken_for_damaged(folder):
@@ -198,6 +209,25 @@ def test_sigterm_during_a_long_update_leaves_it_and_the_checkpoint_before(folder
 def test_else_the_update_is_completed_and_saved(folder, number, limit):
     options = Checkpointing(every=2, stop_within_s=limit)
     assert stopped(folder, number, options) == (["iteration-000003.ckpt"], (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("number", "handler"),
+    [(signal.SIGUSR1, "kept"), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.SIG_DFL)],
+    ids=["USR1", "TERM", "INT"],
+)
+def test_only_after_a_request_to_end_does_a_second_one_kill(number, handler):
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    stop = StopRequest()
+    try:
+        stop.install()
+        signal.raise_signal(number)
+        assert stop.asked() == number
+        expected = stop._requested if handler == "kept" else handler
+        assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == [expected] * 2
+    finally:
+        for each, handler_before in before.items():
+            signal.signal(each, handler_before)
 
 
 def test_an_interruption_in_the_middle_of_an_update_saves_no_half_updated_policy(folder):

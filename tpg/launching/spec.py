@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 from tpg.errors import UserError
 from tpg.training.experiment import Experiment
+from tpg.training.faults.full_disk import told_if_full
+from tpg.training.faults.out_of_memory import told_if_out_of_memory
 from tpg.training.parallel.ranks import Ranks
 from tpg.training.preparation import Prepared, prepare
 from tpg.training.pruning import Pruning
@@ -37,15 +39,16 @@ class RunSpec:
 def carry_out(spec: RunSpec, ranks: Ranks | None = None, report: Report | None = None) -> dict[str, Any]:
     """Load, make the folder, train; returns the summary. Every process of `ranks` calls this.
 
-    Raises `UserError` for what cannot be loaded, on every process and before there is a folder; `Interrupted`; `Pruned`
-    when `report` said so.
+    Raises `UserError` for what cannot be loaded, on every process and before there is a folder, and where the disk is
+    full or memory runs out; `Interrupted`; `Pruned` when `report` said so.
     """
     ranks = ranks or Ranks()
     folder = RunFolder(spec.path)
     experiment = spec.experiment
     loaded: list[Prepared] = []
     ranks.each(lambda: loaded.append(prepare(experiment)))
-    ranks.from_main(lambda: _written(folder, spec))
+    with told_if_full(folder.path):
+        ranks.from_main(lambda: _written(folder, spec))
     if spec.watched is not None and report is not None:
         ask = report  # of the main process alone: it is the only one that another may hear
         pruning = Pruning(
@@ -55,7 +58,8 @@ def carry_out(spec: RunSpec, ranks: Ranks | None = None, report: Report | None =
             lambda iteration, value: ranks.from_main(lambda: ask(iteration, value)),
         )
         experiment = replace(experiment, callbacks={**experiment.callbacks, "pruning": pruning})
-    return run(experiment, loaded[0], folder, spec.config, spec.stop_file, ranks)
+    with told_if_full(folder.path), told_if_out_of_memory(folder.path):
+        return run(experiment, loaded[0], folder, spec.config, spec.stop_file, ranks)
 
 
 def _written(folder: RunFolder, spec: RunSpec) -> None:

@@ -67,7 +67,8 @@ def _together(setting: Setting, trainers: Collection[str]) -> list[Advice]:
 def _changes(setting: Setting, trainers: Collection[str]) -> Iterator[tuple[str, Setting]]:
     """Each change as an override, and the setting with it."""
     experiment = setting.experiment
-    policy, rollout = experiment.policy, experiment.rollout
+    policy = experiment.policy
+    rollout: Any = experiment.rollout  # whose fields are of its class
     for text, made in _of_weights(setting):
         yield text, setting.with_experiment(made, outline_of(made, made.trainer.precision))
     if not policy.gradient_checkpointing:
@@ -78,12 +79,12 @@ def _changes(setting: Setting, trainers: Collection[str]) -> Iterator[tuple[str,
         yield f"update.tokens_per_microbatch={tokens}", _with(setting, update=update)
     for rows in _halved(setting.rows, FEWEST_ROWS):
         if hasattr(rollout, "batch_responses") and setting.vllm is None:
-            yield f"rollout.batch_responses={rows}", _with(setting, rollout=_replaced(rollout, batch_responses=rows))
+            yield f"rollout.batch_responses={rows}", _with(setting, rollout=replace(rollout, batch_responses=rows))
     if setting.device == "cuda" and not isinstance(experiment.optimizer, AdamW8bit):
         optimizer = AdamW8bit(lr=experiment.optimizer.lr)
         yield "optimizer=adamw_8bit", _with(setting, optimizer=optimizer)
     if setting.copies_weights and rollout.lag == 0:
-        yield "rollout.dtype=policy", _with(setting, rollout=_replaced(rollout, dtype="policy"))
+        yield "rollout.dtype=policy", _with(setting, rollout=replace(rollout, dtype="policy"))
     vllm = setting.vllm
     if vllm is not None and setting.device == "cuda":
         if not vllm.sleep:
@@ -126,8 +127,3 @@ def _halved(size: int, least: int) -> Iterator[int]:
 def _with(setting: Setting, **parts: Any) -> Setting:
     """The setting with other parts of the experiment, none of which changes the models."""
     return setting.with_experiment(replace(setting.experiment, **parts), setting.outline)
-
-
-def _replaced(options: Any, **fields: Any) -> Any:
-    """Options of a class that has these fields though its base does not."""
-    return replace(options, **fields)

@@ -53,7 +53,7 @@ def memory_of_device(plan: Plan, device: str, layout: Layout) -> tuple[float, st
     return memory_here(device) / shared, "available here" + (f", shared by {shared} processes" if shared > 1 else "")
 
 
-def rates_of(plan: Plan, device: str, precision: str) -> tuple[Rates | None, str]:
+def rates_of(plan: Plan, device: str) -> tuple[Rates | None, str]:
     """How fast the device is and where the numbers are from; None where it is not here and they were not given."""
     flops, bandwidth = plan.matmul_tflops, plan.bandwidth
     if flops is not None and bandwidth is not None:

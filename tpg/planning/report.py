@@ -46,7 +46,7 @@ def setting_of(experiment: Experiment, plan: Plan) -> tuple[Setting, str]:
 def planned(experiment: Experiment, plan: Plan) -> Planned:
     """The estimate of exactly this experiment."""
     setting, memory_from = setting_of(experiment, plan)
-    rates, rates_from = rates_of(plan, setting.device, setting.precision)
+    rates, rates_from = rates_of(plan, setting.device)
     speed = None if rates is None else speed_of(setting, rates)
     return Planned(setting, memory_of(setting), speed, memory_from, rates_from)
 

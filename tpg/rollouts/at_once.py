@@ -6,17 +6,21 @@ from tpg.errors import UserError
 
 
 class AtOnce:
-    """`most` responses; fewer from where memory has run out on. What is generated does not depend on it."""
+    """`most` responses; fewer from where memory has run out on. What is generated does not depend on it.
 
-    def __init__(self, most: int) -> None:
+    `remedy` is the override by which the policy decodes in a shorter type.
+    """
+
+    def __init__(self, most: int, remedy: str) -> None:
         self.most = most
+        self.remedy = remedy
 
     def lower(self, responses: int) -> None:
         """Allow half of those that did not fit, and say so. Raises `UserError` where it was one alone."""
         if responses <= 1:
             raise UserError(
                 "out of memory: a single response cannot be decoded; use a smaller rollout.max_response_tokens or"
-                " rollout.max_prompt_tokens, rollout.dtype=bfloat16, or a smaller policy"
+                f" rollout.max_prompt_tokens, {self.remedy}, or a smaller policy"
             )
         self.most = responses // 2
         print(

@@ -48,7 +48,7 @@ class TransformersEngine(Engine):
 
     def __init__(self, options: Transformers, policy: Policy) -> None:
         super().__init__(options, policy)
-        self._at_once = AtOnce(options.batch_responses)
+        self._at_once = AtOnce(options.batch_responses, "policy.dtype=bfloat16")
 
     @torch.no_grad()
     def generate(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +72,20 @@ def damage(path: Path) -> str | None:
     except OSError as error:
         raise UserError(f"checkpoint {path}: {error.strerror}; delete it to continue without it") from error
     if len(footer) != FOOTER or not footer.startswith(LABEL):
-        return "its end is missing"
+        return None if _is_whole(path) else "its end is missing"
     return None if footer == _footer(digest.hexdigest()) else "its checksum is another"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file that carries no checksum of ours is what torch wrote, all of it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return False
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -85,13 +99,23 @@ class FoundCheckpoints:
 
     @classmethod
     def of(cls, folder: RunFolder) -> FoundCheckpoints:
-        """Remove what a killed run was writing, and read all that is complete."""
-        folder.clear_staging()
+        """Read all that is there, and remove what a killed run was writing.
+
+        Raises `UserError`, and removes nothing, if there are checkpoints and none is complete: the run would begin anew
+        over what it has left.
+        """
         reasons = {path: damage(path) for path in sorted(folder.checkpoints.glob("iteration-*.ckpt"))}
-        return cls(
-            tuple(path for path, reason in reasons.items() if reason is None),
-            {path.name: reason for path, reason in reasons.items() if reason is not None},
-        )
+        complete = tuple(path for path, reason in reasons.items() if reason is None)
+        damaged = {path.name: reason for path, reason in reasons.items() if reason is not None}
+        if damaged and not complete:
+            what = ", ".join(f"{name} is damaged ({why})" for name, why in damaged.items())
+            raise UserError(
+                f"no complete checkpoint is left in {folder.path}: {what}; nothing was deleted; delete"
+                f" {folder.checkpoints} to begin anew with iteration 1"
+            )
+        folder.clear_staging()
+        folder.checkpoints.mkdir(exist_ok=True)
+        return cls(complete, damaged)
 
     @property
     def newest(self) -> Path | None:
@@ -101,9 +125,5 @@ class FoundCheckpoints:
     @property
     def warnings(self) -> list[str]:
         """A line for each that is left out."""
-        goes_on = (
-            f"continuing after iteration {RunFolder.iteration_of(self.newest)}"
-            if self.newest
-            else "no complete one is left, the run begins anew with iteration 1"
-        )
+        goes_on = f"continuing after iteration {RunFolder.iteration_of(self.newest)}"
         return [f"checkpoint {name} is damaged ({why}): left out; {goes_on}" for name, why in self.damaged.items()]

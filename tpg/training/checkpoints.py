@@ -56,6 +56,8 @@ class StopRequest:
 
     def _requested(self, number: int, frame: FrameType | None) -> None:
         self._note(number)
+        if number == signal.SIGUSR1:  # SLURM's SIGTERM follows
+            return
         for other in (signal.SIGTERM, signal.SIGINT):
             signal.signal(other, signal.SIG_DFL)
 

@@ -118,7 +118,7 @@ class TrajectoryPolicyGradient(LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Lightning's; in smaller parts where memory runs out."""
-        self.recovery.backward(loss, lambda: super(TrajectoryPolicyGradient, self).backward(loss, *args, **kwargs))
+        self.recovery.backward(lambda: super(TrajectoryPolicyGradient, self).backward(loss, *args, **kwargs))
 
     def loss_of(self, batch: MicroBatch, *, count: bool = True) -> Tensor:
         """The micro-batch's loss; what it tells of itself is taken into the metrics if it is to `count`."""
@@ -251,7 +251,7 @@ class TrajectoryPolicyGradient(LightningModule):
             "method_state": self.method_state,
             "num_tokens": self.num_tokens,
             "skipped_in_a_row": self.skipped_in_a_row,
-            "tokens_per_microbatch": self.collector.memory.tokens,
+            "memory": self.collector.memory.state(self.collector.update),
             "ahead": self.collector.ahead.state(self.collector.ranks),
         }
 
@@ -260,7 +260,8 @@ class TrajectoryPolicyGradient(LightningModule):
         self.method_state = checkpoint["tpg"]["method_state"]
         self.num_tokens = checkpoint["tpg"]["num_tokens"]
         self.skipped_in_a_row = checkpoint["tpg"].get("skipped_in_a_row", 0)
-        self.collector.memory.tokens = checkpoint["tpg"].get("tokens_per_microbatch")
+        if (bound := checkpoint["tpg"].get("memory")) is not None:
+            self.collector.memory.restore(bound, self.collector.update)
         self.collector.restore(checkpoint["tpg"].get("ahead"))
 
     def _iteration_callbacks(self) -> list[IterationCallback]:

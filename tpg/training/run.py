@@ -19,7 +19,6 @@ from tpg.training.checkpoints import Checkpoints, StopRequest
 from tpg.training.evaluation import Evaluator, PeriodicEvaluation
 from tpg.training.experience import Collector
 from tpg.training.experiment import Experiment
-from tpg.training.faults.full_disk import told_if_full
 from tpg.training.faults.nonfinite_record import NonfiniteSteps
 from tpg.training.guarding import Guards
 from tpg.training.module import TrajectoryPolicyGradient
@@ -64,7 +63,6 @@ def run(
     if experiment.trainer.shards:
         gathered = Gathered(policy, experiment.rollout.decodes_in(experiment.trainer.precision))
     with (
-        told_if_full(folder.path),
         RewardModel(
             experiment.reward_model, -(-experiment.reward_workers // ranks.world), experiment.reward_memory_gb
         ) as reward_model,
@@ -102,7 +100,8 @@ def run(
                 experiment.iterations, folder.path, callbacks, tracking.loggers, [AtomicCheckpointIO()]
             )
             if checkpoint is not None and iteration >= experiment.iterations:
-                module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+                state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+                module.load_state_dict(state["state_dict"])
                 policy.to(trainer.strategy.root_device)
                 evaluation.on_train_end(trainer, module)
             else:

@@ -99,7 +99,7 @@ class NativeEngine(Engine):
         self._made_for: tuple[torch.device, torch.dtype] | None = None
         self._held = False
         self._kept: dict[int, Kept] = {}
-        self._at_once = AtOnce(options.batch_responses)
+        self._at_once = AtOnce(options.batch_responses, "rollout.dtype=bfloat16")
 
     @torch.no_grad()
     def generate(

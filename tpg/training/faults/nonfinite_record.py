@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
 from tpg.errors import UserError
@@ -52,7 +53,7 @@ class NonfiniteSteps(IterationCallback):
         if not self._said:
             self._said = True
             message = f"{what}: the optimizer step is skipped{place}; counted in update/skipped_steps"
-            self.console.print(f"[yellow]warning:[/yellow] {message}", highlight=False)
+            self.console.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False)
 
 
 def save(path: Path, experience: Experience, step: SkippedStep) -> None:

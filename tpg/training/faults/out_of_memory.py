@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from tpg.errors import UserError
-from tpg.policies.memory import tried
+from tpg.errors import UserError, with_kind
+from tpg.policies.memory import ran_out, tried
 from tpg.training.options import Update
 from tpg.training.parallel.ranks import Ranks
 from tpg.training.splitting import Limits, Splitter
@@ -41,6 +45,14 @@ class Memory:
         bounds = [bound for bound in (limits.tokens, self.tokens) if bound is not None]
         return replace(limits, tokens=min(bounds, default=None))
 
+    def state(self, update: Update) -> dict[str, Any]:
+        """What a checkpoint keeps: the bound, and what the update asked for when it was lowered."""
+        return {"tokens": self.tokens, "of": update.tokens_per_microbatch}
+
+    def restore(self, state: Mapping[str, Any], update: Update) -> None:
+        """Take the bound back, unless the update now asks for another: it may be continued where there is more."""
+        self.tokens = state["tokens"] if state["of"] == update.tokens_per_microbatch else None
+
     def lower(self, tokens: int, ranks: Ranks, *, divisible: bool, whole_groups: bool = False) -> None:
         """Allow half of the tokens that did not fit, and say so.
 
@@ -62,6 +74,29 @@ class Memory:
             f" computes at most {self.tokens} (update.tokens_per_microbatch)",
             file=sys.stderr,
         )
+
+
+@contextlib.contextmanager
+def told_if_out_of_memory(folder: Path) -> Iterator[None]:
+    """Raise `UserError` with the remedies where memory ran out in what is not repeated in parts."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        said = textwrap.shorten(with_kind(error), 200, placeholder=" ...")
+        raise UserError(
+            f"out of memory in {_place(error)} ({said}): {REMEDIES}, a smaller update.tokens_per_microbatch,"
+            " warm_start.examples_per_step or rollout.batch_responses, or optimizer=adamw_8bit; continue with python -m"
+            f" tpg.train resume={folder}"
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """The innermost function of this package that an error went through."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [frame for frame in frames if frame.f_globals.get("__name__", "").startswith("tpg.")]
+    return f"{own[-1].f_globals['__name__']}.{own[-1].f_code.co_name}"
 
 
 def in_parts(

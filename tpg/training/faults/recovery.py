@@ -22,12 +22,17 @@ class Recovery:
 
     A loss that does not fit is left to `backward`, which makes it in parts: Lightning clears gradients between the two.
     A backward pass that fails has already added to some gradients: all micro-batches of the step are then made again.
+
+    Lightning holds the loss, divided and before a scaler too, while `backward` is called: what it is given is a leaf of
+    the loss's value, so that the graph can be let go of here. With several processes, whose passes their strategy sees,
+    it is the loss itself, and memory that runs out ends the run.
     """
 
     def __init__(self, module: TrajectoryPolicyGradient) -> None:
         self._module = module
         self._step: list[MicroBatch] = []
         self._in_parts = False
+        self._graph: Tensor | None = None
 
     def begin_step(self) -> None:
         """Forget the micro-batches of the last step."""
@@ -37,23 +42,25 @@ class Recovery:
         """A micro-batch's loss; 0 where `backward` is to make it in parts."""
         self._step.append(batch)
         bound = self._module.collector.memory.tokens
-        self._in_parts = bound is not None and self._cost(batch) > bound
+        self._in_parts = self._alone and bound is not None and self._cost(batch) > bound
         if not self._in_parts:
             found = tried(lambda: self._module.loss_of(batch))
-            if found:
+            if found and not self._alone:
                 return found[0]
+            if found:
+                self._graph, self._leaf = found[0], found[0].detach().requires_grad_()
+                return self._leaf
             self._lower(batch)
             self._in_parts = True
         return torch.zeros((), device=self._module.policy.device, requires_grad=True)
 
-    def backward(self, loss: Tensor, plain: Callable[[], None]) -> None:
-        """The gradient of the micro-batch in hand: by `plain` backward pass of its loss, or in parts."""
+    def backward(self, plain: Callable[[], None]) -> None:
+        """The gradient of the micro-batch in hand: by `plain` backward pass of what `loss` gave, or in parts."""
         module, counted = self._module, not self._in_parts
         todo = self._step[-1:]
         if not self._in_parts:
-            if tried(plain):
+            if tried(lambda: self._whole(plain)):
                 return
-            loss.detach_()  # Lightning still holds it, and by it everything that its graph has saved
             self._lower(self._step[-1])
             todo = self._begun_again()
         metrics = copy.deepcopy(module.update_metrics)
@@ -61,6 +68,12 @@ class Recovery:
             self._lower(too_large)
             todo = self._begun_again()
             module.update_metrics = copy.deepcopy(metrics)
+
+    def _whole(self, plain: Callable[[], None]) -> None:
+        plain()
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.backward(self._leaf.grad)  # what Lightning has multiplied the loss by
 
     def _begun_again(self) -> list[MicroBatch]:
         for optimizer in self._module.trainer.optimizers:
@@ -109,6 +122,10 @@ class Recovery:
         update = collector.memory.bounded(collector.update)
         limits = Limits.of(update, collector.policy, collector.critic, batch.trajectories)
         return Splitter(batch.trajectories, limits)
+
+    @property
+    def _alone(self) -> bool:
+        return self._module.collector.ranks.world == 1
 
     @property
     def _whole_groups(self) -> bool:

@@ -196,7 +196,8 @@ def final(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def left_by(folder: Path) -> list[Path]:
     """What a complete run leaves that is small."""
-    names = ("config.yaml", "metrics.csv", "summary.json", "learning_curve.png", "audit.json", "completions.jsonl")
+    tables = ("metrics.csv", "completions.jsonl", "guards.jsonl")
+    names = ("config.yaml", *tables, "summary.json", "learning_curve.png", "audit.json")
     return [folder / name for name in names if (folder / name).exists()]
 
 

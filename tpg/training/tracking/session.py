@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tpg.errors import Interrupted
+from tpg.errors import Interrupted, UserError, with_kind
 from tpg.redaction import redacted
 from tpg.training.pruning import Pruned
 from tpg.training.run_folder import RunFolder, write_atomically
@@ -56,7 +56,7 @@ class Tracking:
     def __enter__(self) -> "Tracking":
         with contextlib.ExitStack() as opened:
             for name, options in self.options.items():
-                logger = options.build(self.start)
+                logger = self._built(name, options)
                 if logger is not None:
                     tolerant = Tolerant(name, logger)
                     self.loggers.append(tolerant)
@@ -64,6 +64,19 @@ class Tracking:
                     opened.push(partial(_close, options, logger, tolerant))
             self._closing = opened.pop_all()
         return self
+
+    def _built(self, name: str, options: LoggerOptions) -> Any:
+        """The logger; none where it cannot be begun, which is said. Raises `UserError` for a mistake in its options."""
+        try:
+            return options.build(self.start)
+        except (UserError, Interrupted):
+            raise
+        except Exception as error:
+            print(
+                f"warning: logger.{name}: {with_kind(error)}; the run goes on without it; metrics.csv has every row",
+                file=sys.stderr,
+            )
+            return None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Tell every logger how a complete run ended."""
