@@ -113,8 +113,8 @@ def _taking_part(config: DictConfig) -> "tuple[RunSpec, Ranks]":
 
     with _told_once(ranks):
         main, *others = ranks.each(described)
-        for rank, other in enumerate(others, start=1):
-            _refuse_difference(rank, *(OmegaConf.create(each["compared"]) for each in (main, other)))
+        # Each finds it for itself; together they know that all have.
+        ranks.each(lambda: _refuse_differences([OmegaConf.create(each["compared"]) for each in (main, *others)]))
         stored: Any = OmegaConf.to_container(OmegaConf.create(main["text"]))
         spec = RunSpec(experiment_of(stored), stored, main["text"], main["path"], main["begun"])
     if ranks.main:
@@ -141,12 +141,15 @@ def _timeless(config: DictConfig) -> dict[str, Any]:
         setup_globals()
 
 
-def _refuse_difference(rank: int, main: DictConfig, other: DictConfig) -> None:
-    found: Any = [OmegaConf.to_container(config) for config in (main, other)]
-    for key, (value, otherwise) in differences(*found).items():
-        raise UserError(
-            f"{key}: rank 0 was given {value} and rank {rank} {otherwise}; start every process with the same arguments"
-        )
+def _refuse_differences(configs: list[DictConfig]) -> None:
+    """Raise `UserError` for the first key in which a rank's config is not rank 0's."""
+    main, *others = [OmegaConf.to_container(config) for config in configs]
+    for rank, other in enumerate(others, start=1):
+        for key, (value, otherwise) in differences(main, other).items():  # type: ignore[arg-type]
+            raise UserError(
+                f"{key}: rank 0 was given {value} and rank {rank} {otherwise}; start every process with the same"
+                " arguments"
+            )
 
 
 @contextmanager
