@@ -245,16 +245,32 @@ def test_a_program_that_forgets_to_close_ends_quietly(parent):
     assert not any(alive(worker) for worker in out.split())
 
 
+def workers_of(process):
+    """The processes of its session, once there are those of both of its reward models."""
+    deadline = time.monotonic() + 20
+    workers = []
+    while len(workers) < 4 and time.monotonic() < deadline:
+        time.sleep(0.5)
+        workers = [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/stat")
+            if _session(path) == str(process.pid) and path.parent.name != str(process.pid)
+        ]
+    assert len(workers) >= 4
+    return workers
+
+
+def _session(path):
+    try:
+        return path.read_text().rpartition(")")[2].split()[2]
+    except OSError:  # it has ended meanwhile
+        return None
+
+
 def test_a_killed_program_leaves_no_worker_behind(parent):
     process = parent("busy")
     process.stdout.readline()
-    time.sleep(1)
-    workers = [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/stat")
-        if path.read_text().rpartition(")")[2].split()[2] == str(process.pid) and path.parent.name != str(process.pid)
-    ]
-    assert len(workers) >= 4
+    workers = workers_of(process)
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
@@ -266,7 +282,8 @@ def test_a_killed_program_leaves_no_worker_behind(parent):
 def test_ctrl_c_is_left_to_the_parent(parent):
     process = parent("busy")
     process.stdout.readline()
-    time.sleep(0.3)
+    workers_of(process)
+    time.sleep(0.5)  # while processes are started, none hears it
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert err.count("Traceback") == 1

@@ -26,7 +26,12 @@ SMALL = [
     "debug=fast", "iterations=1", "task=sort", "task.train_size=16", "reward_model=[sorted_digits]", "logger=[csv]",
     "trainer=cpu", "reward_workers=1", "policy.hidden_size=32", "policy.layers=2", "evaluation.every=0",
 ]  # fmt: skip
-PICKLE = {"rewards/workers.py", "tasks/reasoning_gym.py", "training/parallel/ranks.py"}
+PICKLE = {
+    "rewards/workers.py",
+    "tasks/reasoning_gym.py",
+    "training/parallel/ranks.py",
+    "training/checkpoint_files.py",  # catches what torch raises for a damaged file
+}
 """Where pickles go between a process and its own children, or the ranks of one run."""
 
 

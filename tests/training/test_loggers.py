@@ -316,7 +316,7 @@ class Recorded(LoggerOptions):
 
     def build(self, start):
         if self.fails:
-            raise RuntimeError("no server")
+            raise UserError("no server")
         return object()
 
     def close(self, logger, outcome):
@@ -346,7 +346,7 @@ def test_every_logger_is_closed_and_told_how_the_run_ended(tmp_path, error, outc
 def test_a_logger_that_cannot_start_leaves_none_open(tmp_path):
     ended = []
     tracking = Tracking({"a": Recorded(ended), "b": Recorded([], fails=True)}, RunFolder(tmp_path), {"run_id": "x"}, 0)
-    with pytest.raises(RuntimeError, match="no server"):
+    with pytest.raises(UserError, match="no server"):
         tracking.__enter__()
     assert ended == ["failed"]
 
