@@ -83,7 +83,7 @@ def test_a_run_that_began_is_planned_as_it_would_go_on(plan, entry, tmp_path):
     ("overrides", "least", "most"),
     [
         (["experiment=sort", "warm_start=none"], 0.5, 2.0),
-        (["experiment=quickstart", "rollout.max_response_tokens=32"], 0.75, 1.25),
+        (["experiment=quickstart", "rollout.max_response_tokens=32"], 0.5, 2.0),
     ],
     ids=["tiny", "smollm2"],
 )
