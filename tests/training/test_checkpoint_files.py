@@ -211,6 +211,22 @@ def test_else_the_update_is_completed_and_saved(folder, number, limit):
     assert stopped(folder, number, options) == (["iteration-000003.ckpt"], (3, 3))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("moment", [(1, 0), (3, 1), (3, 3)], ids=["first update", "amid an update", "last micro-batch"])
+def test_a_signal_during_an_update_is_heard_by_the_run_alone(folder, number, moment):
+    class Signal(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if (pl_module.iteration, batch_idx) == moment:
+                signal.raise_signal(number)
+
+    update = Update(epochs=2, responses_per_minibatch=8)  # 4 micro-batches an iteration
+    callbacks = [Signal(), Checkpoints(folder, Checkpointing(every=2), 4, StopRequest())]
+    with pytest.raises(Interrupted) as raised:
+        trained(folder.path, iterations=4, update=update, callbacks=callbacks)
+    assert raised.value.args == (number,)
+    assert names(folder)[-1] == f"iteration-{moment[0]:06d}.ckpt"
+
+
 @pytest.mark.parametrize(
     ("number", "handler"),
     [(signal.SIGUSR1, "kept"), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.SIG_DFL)],

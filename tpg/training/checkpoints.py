@@ -87,9 +87,12 @@ class Checkpoints(IterationCallback):
         self._ended = 0
         self._updating = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen after Lightning has begun to, whose own handler would leave in the middle of an iteration."""
-        self.stop.install()
+    def on_iteration_start(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
+        """Listen in place of Lightning, whose handler would end the process in the middle of an update, code 0."""
+        # Lightning begins to listen after the hooks of the fit's start, and only the first iteration comes before those
+        # of the training's.
+        if self.stop.signal is None:
+            self.stop.install()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Leave an update that would take too long to complete after a request to stop."""
