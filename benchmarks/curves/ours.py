@@ -104,7 +104,6 @@ def _synchronize() -> None:
 
 def work(task: LearningTask, channel: Channel) -> None:
     """Load, say so, and train as long as iterations are asked for."""
-    from tpg.rewards.model import RewardModel
     from tpg.training.run import collector_of
 
     torch.set_num_threads(task.threads)
@@ -113,7 +112,7 @@ def work(task: LearningTask, channel: Channel) -> None:
     prepared = prepared_of(experiment, task)
     with (
         tempfile.TemporaryDirectory() as folder,
-        RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model,
+        prepared.reward_model(experiment) as reward_model,
         experiment.rollout.build(prepared.policy) as engine,
     ):
         collector = collector_of(experiment, engine, prepared, reward_model, None, lambda: None)

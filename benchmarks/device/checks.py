@@ -87,13 +87,11 @@ def continued(device: str, engine: str, seed: int) -> dict[str, Any]:
 def _trained(
     device: str, engine: str, seed: int, folder: Path, iterations: int, checkpoint: Path | None
 ) -> dict[str, Any]:
-    from tpg.rewards.model import RewardModel
-
     experiment = experiment_of(engine, device, "32-true", seed)
     policy = qwen3_policy("tiny", "cpu", seed, PROMPT_TOKENS + TOKENS)
     prepared = prepared_of(policy, PROMPTS, PROMPT_TOKENS, seed)
     with (
-        RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model,
+        prepared.reward_model(experiment) as reward_model,
         experiment.rollout.build(policy) as made,
     ):
         module = module_of(experiment, made, prepared, reward_model)

@@ -86,8 +86,6 @@ def measure(
     size: str, engine_name: str, options: GpuOptions, device: str, rates: Rates, clock: Clock, update: bool
 ) -> dict[str, Any]:
     """One model with one engine; `update`: also two iterations of training, the second of which counts."""
-    from tpg.rewards.model import RewardModel
-
     work = {name: getattr(options, name) for name in ("prompts", "prompt_tokens", "response_tokens")}
     given = overrides(
         engine_name,
@@ -106,7 +104,7 @@ def measure(
     record: dict[str, Any] = {"model": f"qwen3:{size}", "engine": engine_name, "parameters": shape.parameters}
     with (
         tempfile.TemporaryDirectory() as folder,
-        RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model,
+        prepared.reward_model(experiment) as reward_model,
         experiment.rollout.build(policy) as engine,
     ):
         watch = Watch(clock, device)

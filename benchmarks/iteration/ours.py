@@ -142,7 +142,6 @@ def _synchronize() -> None:
 def work(workload: Workload, channel: Channel) -> None:
     """Load, say so, and train as long as iterations are asked for."""
     from tpg.planning.floor import shape_of
-    from tpg.rewards.model import RewardModel
     from tpg.training.run import collector_of
 
     torch.set_num_threads(workload.threads)
@@ -150,7 +149,7 @@ def work(workload: Workload, channel: Channel) -> None:
     prepared = prepared_of(experiment, workload)
     with (
         tempfile.TemporaryDirectory() as folder,
-        RewardModel(experiment.reward_model, experiment.reward_workers) as reward_model,
+        prepared.reward_model(experiment) as reward_model,
         experiment.rollout.build(prepared.policy) as engine,
     ):
         collector = collector_of(experiment, engine, prepared, reward_model, None, lambda: None)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from test_configs import experiment
 
-from tpg.audit import model
 from tpg.audit.model import Rollouts, audit_policy
 from tpg.audit.noise import Measured, resampled, rows_of, statistics
 from tpg.errors import UserError
@@ -18,7 +17,7 @@ from tpg.estimators.remax import ReMax
 from tpg.estimators.rloo import RLOO
 from tpg.estimators.segment import Segment
 from tpg.rewards import model as reward_model
-from tpg.training.preparation import prepare
+from tpg.training.preparation import Prepared, prepare
 
 ONCE = torch.ones(1, 3, dtype=torch.float64)
 NAMES = {"objective": "policy_gradient", "aggregation": "sequence_sum", "kl": "none"}
@@ -101,7 +100,7 @@ def even_tokens(sample):
 class Rewards:
     """In place of a `RewardModel`, without its processes."""
 
-    def __init__(self, *_):
+    def to(self, device):
         pass
 
     def score(self, samples):
@@ -124,7 +123,7 @@ SMALL = [
 
 @pytest.fixture
 def audited(monkeypatch):
-    monkeypatch.setattr(model, "RewardModel", Rewards)
+    monkeypatch.setattr(Prepared, "reward_model", lambda *_: Rewards())
     torch.set_num_threads(1)
 
     def audit(estimators, *overrides, batches=8, **options):

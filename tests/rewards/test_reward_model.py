@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tpg.errors import UserError
-from tpg.rewards.base import Sample
+from tpg.rewards.base import Failure, LoadedTerm, Sample, Scorer
 from tpg.rewards.function import Function
 from tpg.rewards.length import LengthTarget
 from tpg.rewards.match import ExactAnswer, LastNumber
 from tpg.rewards.math_verify import MathVerify
-from tpg.rewards.model import RewardModel, check_columns
+from tpg.rewards.model import RewardModel, check_terms, load_scorers
 from tpg.rewards.reasoning_gym import ReasoningGymScore
 
 HERE = str(Path(__file__).parent)
@@ -116,12 +116,13 @@ def test_what_is_submitted_in_parts_is_scored_as_the_whole_is():
 
 def test_what_is_submitted_is_scored_before_anyone_waits():
     with RewardModel({"user": Function(function="user_rewards:brevity")}, workers=1) as model:
-        (jobs,) = model.submit(samples("four"))
+        (pending,) = model.submit(samples("four"))
+        (job,) = pending.jobs
         deadline = time.monotonic() + 30
-        while not jobs[0].future.done() and time.monotonic() < deadline:
+        while not job.future.done() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert jobs[0].future.done()
-        assert model.collect([jobs]).total == [-4.0]
+        assert job.future.done()
+        assert model.collect([pending]).total == [-4.0]
 
 
 def test_what_a_broken_pool_lost_is_scored_in_the_next():
@@ -201,7 +202,7 @@ def test_nothing_to_score_and_nothing_to_score_with():
 
 PARENT = """
 import sys
-from tpg.rewards.base import Sample
+from tpg.rewards.base import Failure, LoadedTerm, Sample, Scorer
 from tpg.rewards.function import Function
 from tpg.rewards.model import RewardModel
 
@@ -312,6 +313,53 @@ def test_ctrl_c_is_left_to_the_parent(parent):
 )
 def test_a_column_that_the_task_does_not_offer(terms, columns, message):
     with pytest.raises(UserError) as caught:
-        check_columns(terms, columns)
+        check_terms(terms, columns)
     assert str(caught.value) == message
-    check_columns(terms, {"answer", "dataset", "entry"})
+    check_terms(terms, {"answer", "dataset", "entry"})
+
+
+class Shouts(LoadedTerm):
+    """Counts capital letters, here and not in a worker."""
+
+    def load(self, key):
+        return Shouting()
+
+
+class Shouting(Scorer):
+    def __init__(self):
+        self.device, self.closed = "cpu", False
+
+    def begin(self, sample):
+        return sample.response
+
+    def outcomes(self, begun):
+        counted = [float(sum(letter.isupper() for letter in text)) for text in begun]
+        return [
+            Failure("raised", "SilentError: no letters") if text == "" else math.inf if text == "!" else value
+            for text, value in zip(begun, counted, strict=True)
+        ]
+
+    def metrics(self):
+        return {"device_is_cpu": float(self.device == "cpu")}
+
+    def to(self, device):
+        self.device = device
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_loaded_term_scores_here_beside_those_of_the_workers():
+    terms = {"loud": Shouts(weight=2.0), "length": LengthTarget(target_tokens=2, tolerance_tokens=2)}
+    scorers = load_scorers(terms)
+    assert list(scorers) == ["loud"]
+    with RewardModel(terms, workers=1, scorers=scorers) as model:
+        model.to("meta")
+        rewards = model.score([Sample(prompt="", response=text, token_ids=(1,)) for text in ("ABc", "", "!", "D")])
+    assert rewards.terms["loud"] == pytest.approx([2.0, math.nan, math.nan, 1.0], nan_ok=True)
+    assert rewards.total == pytest.approx([4.5, math.nan, math.nan, 2.5], nan_ok=True)
+    assert rewards.scored == [True, False, False, True]
+    assert rewards.failures == {"loud": {"raised": 1, "NaN": 1}}
+    assert rewards.first_failure == {"loud": "SilentError: no letters"}
+    assert rewards.metrics == {"loud/device_is_cpu": 0.0}
+    assert scorers["loud"].closed

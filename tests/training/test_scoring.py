@@ -81,7 +81,7 @@ def test_each_response_is_scored_once_and_at_once(policy, rollout, reward_model,
     scoring = Scoring(PREFIXES, EXAMPLES, policy, reward_model)
     scoring.finished(finished[0])
     deadline = time.monotonic() + 30
-    jobs = [job for pending in submitted[0][0] for job in pending]
+    jobs = [job for pending in submitted[0][0] for job in pending.jobs]
     while not all(job.future.done() for job in jobs) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(jobs) == 3

@@ -80,12 +80,13 @@ def audit_policy(
         limit = experiment.rollout.max_prompt_tokens
         warm_start(policy, experiment.task, experiment.warm_start, experiment.seed, limit, lambda loss: None)
     with (
-        RewardModel(experiment.reward_model, experiment.reward_workers, experiment.reward_memory_gb) as reward_model,
+        prepared.reward_model(experiment) as reward_model,
         engine,
         Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress,
         trainer.precision_plugin.forward_context(),
         torch.no_grad(),
     ):
+        reward_model.to(str(trainer.strategy.root_device))
         rollouts = Rollouts(experiment, engine, prepared, reward_model, estimators)
         task = progress.add_task("batches", total=batches + reference_batches)
         unbiased, own, tokens = [], {name: [] for name in estimators}, dict.fromkeys(estimators, 0)  # type: ignore[var-annotated]
@@ -147,7 +148,7 @@ class Rollouts:
         prefixes = c.stream.draw(number, c.rollout)
         continues = for_all and any(method.estimator.continues for method in self.methods.values())
         rollout = c.engine.generate(prefixes, c.rollout.sampling, retain=continues)
-        scored = score(rollout, c.stream.prompts.examples, c.policy, c.reward_model).trajectories
+        scored = score(rollout, c.stream.prompts.examples, c.policy, c.reward_model, number).trajectories
         trajectories = c.with_lots(scored, number)
         asked = {name: m.estimator.requests(trajectories) for name, m in self.methods.items()} if for_all else {}
         trajectories = c.passes.with_logprobs(trajectories, old=False, values=True)
@@ -186,7 +187,7 @@ def _answers(
     answers, tokens = Answers(), 0
     if requests.greedy:
         assert greedy is not None
-        answered = answering.greedy_rewards(trajectories, greedy, state)
+        answered = answering.greedy_rewards(trajectories, greedy, number, state)
         answers = dataclasses.replace(answers, greedy_rewards_B=answered.rewards_B, greedy_scored_B=answered.scored_B)
         tokens += answered.generated_tokens
     if requests.continuations is not None:

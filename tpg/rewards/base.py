@@ -1,9 +1,9 @@
 """What a reward term is and what it sees."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 from pydantic import Field
 
@@ -26,27 +26,50 @@ class Sample:
     """The task's answer key."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else the task knows of this prompt."""
+    group: tuple[int, int] = (0, 0)
+    """The dataset row of its prompt, and which drawing of it: what the responses to one prompt share."""
+
+
+Reason = Literal["raised", "timed out", "NaN", "process died", "out of memory"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a term has no value for a response."""
+
+    reason: Reason
+    cause: str
+    """One line: the exception's type and message, or what else happened."""
 
 
 @component
-class RewardTerm(ABC):
-    """One named part of the reward: a response in, a number out.
+class Term:
+    """One named part of the reward, and how much it counts."""
+
+    weight: float = 1.0
+
+    def required_columns(self) -> frozenset[str]:
+        """Name the columns of the task that this term reads (`answer` among them)."""
+        return frozenset()
+
+    def check(self, key: str) -> None:
+        """Raise `UserError`, which begins with `key`, for what is missing. Nothing is loaded for it."""
+
+
+@component
+class RewardTerm(Term, ABC):
+    """A term that is a function: a response in, a number out. It runs in processes that can be killed.
 
     `score` may raise, hang or return NaN: the response is then unscored, never zero.
     """
 
-    weight: float = 1.0
     timeout_s: float = Field(default=10.0, gt=0)
 
     @abstractmethod
     def score(self, sample: Sample) -> float:
         """Give the term's value for one complete response, before its weight."""
 
-    def required_columns(self) -> frozenset[str]:
-        """Name the columns of the task that this term reads (`answer` among them)."""
-        return frozenset()
-
-    def warm_up(self) -> None:  # noqa: B027
+    def warm_up(self) -> None:
         """Import what scoring needs. Called as a worker process starts, where no time-out runs."""
 
 
@@ -67,6 +90,37 @@ class AnswerTerm(RewardTerm):
     def required_columns(self) -> frozenset[str]:
         """Name the answer key."""
         return frozenset({"answer"})
+
+
+class Scorer(ABC):
+    """A term that is loaded, in the process that trains: a model's weights, a connection to a judge."""
+
+    def begin(self, sample: Sample) -> Any:
+        """Begin with a complete response, if that can be done before the others are there; what `outcomes` takes."""
+        return sample
+
+    @abstractmethod
+    def outcomes(self, begun: Sequence[Any]) -> list[float | Failure]:
+        """Give the value of each, before the term's weight, or why there is none; in their order."""
+
+    def metrics(self) -> dict[str, float]:
+        """What is to be logged as `rewards/<term>/...` beside the values, since this was last asked."""
+        return {}
+
+    def to(self, device: str) -> None:  # noqa: B027
+        """Move what computes to the device of the process that trains, unless the term names one of its own."""
+
+    def close(self) -> None:  # noqa: B027
+        """Free what is held."""
+
+
+@component
+class LoadedTerm(Term, ABC):
+    """A term that the process that trains loads: a learned model, a judge."""
+
+    @abstractmethod
+    def load(self, key: str) -> Scorer:
+        """Load it. Raises `UserError`, which begins with `key`, when it is not to be had."""
 
 
 def as_number(value: object) -> float:

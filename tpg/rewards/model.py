@@ -1,17 +1,26 @@
-"""The reward: a weighted sum of named terms."""
+"""The reward: named terms, scored and combined."""
 
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from tpg.errors import UserError
-from tpg.rewards.base import RewardTerm, Sample
-from tpg.rewards.workers import LARGEST, Failure, Job, Workers
+from tpg.rewards.base import Failure, LoadedTerm, RewardTerm, Sample, Scorer, Term
+from tpg.rewards.combination import Combination, WeightedSum
+from tpg.rewards.workers import LARGEST, Job, Workers
 
-Pending = list[Job]
-"""A sample that is being scored: a job for each term."""
+
+@dataclass(frozen=True)
+class Pending:
+    """A sample that is being scored."""
+
+    sample: Sample
+    jobs: Sequence[Job]
+    """One for each term that worker processes score."""
+    begun: Mapping[str, Any]
+    """What each loaded term has begun."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,7 @@ class Rewards:
     """What a reward model says of a list of samples, in their order."""
 
     total: list[float]
-    """The weighted sum of the terms; NaN where unscored."""
+    """The terms combined; NaN where unscored."""
     scored: list[bool]
     """Whether every term has a value."""
     terms: dict[str, list[float]]
@@ -29,55 +38,109 @@ class Rewards:
     that did."""
     first_failure: dict[str, str]
     """The cause of each failing term's first failure, in one line."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What loaded terms tell of themselves, as `<term>/<name>`."""
+
+
+def load_scorers(terms: Mapping[str, Term]) -> dict[str, Scorer]:
+    """Load those that the process that trains is to hold. Raises `UserError` where one is not to be had."""
+    return {name: term.load(f"reward_model.{name}") for name, term in terms.items() if isinstance(term, LoadedTerm)}
 
 
 class RewardModel:
-    """Scores complete responses in `workers` processes of at most `memory_gb`, which start at the first call.
+    """Scores complete responses: functions in `workers` processes of at most `memory_gb`, loaded terms here.
 
-    A response for which a term raises, overstays its `timeout_s`, gives no finite number, needs too much memory or ends
-    its process is unscored; it costs no other response its reward. Threads may share a model. Raises `UserError` when
-    there is no term.
+    The processes start at the first call. A response for which a term raises, overstays its time-out, gives no finite
+    number, needs too much memory or ends its process is unscored; it costs no other response its reward. Threads may
+    share a model. Raises `UserError` when there is no term.
     """
 
-    def __init__(self, terms: Mapping[str, RewardTerm], workers: int, memory_gb: float | None = None) -> None:
+    def __init__(
+        self,
+        terms: Mapping[str, Term],
+        workers: int,
+        memory_gb: float | None = None,
+        combination: Combination | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
+    ) -> None:
         if not terms:
             raise UserError("reward_model has no term; choose one or more, for example reward_model=[exact_answer]")
         self.terms = dict(terms)
-        self._workers = Workers(list(terms.values()), workers, memory_gb)
+        self.combination = combination or WeightedSum()
+        self._functions = [name for name, term in terms.items() if isinstance(term, RewardTerm)]
+        self._scorers = load_scorers(terms) if scorers is None else scorers
+        functions = [term for term in terms.values() if isinstance(term, RewardTerm)]
+        self._workers = Workers(functions, workers, memory_gb)
 
-    def score(self, samples: Sequence[Sample]) -> Rewards:
-        """Give every term's value for every sample, and their weighted sum."""
-        return self.collect(self.submit(samples))
+    def score(self, samples: Sequence[Sample], iteration: int | None = None) -> Rewards:
+        """Give every term's value for every sample, and what they come to."""
+        return self.collect(self.submit(samples), iteration)
 
     def submit(self, samples: Sequence[Sample]) -> list[Pending]:
         """Begin to score samples, each by itself; returns at once."""
-        jobs, terms = self._workers.submit(samples), len(self.terms)
-        return [jobs[start : start + terms] for start in range(0, len(jobs), terms)]
+        jobs, count = self._workers.submit(samples), len(self._functions)
+        return [
+            Pending(
+                sample,
+                jobs[place * count : (place + 1) * count],
+                {name: scorer.begin(sample) for name, scorer in self._scorers.items()},
+            )
+            for place, sample in enumerate(samples)
+        ]
 
-    def collect(self, pending: Sequence[Pending]) -> Rewards:
-        """Wait for samples that were submitted, in whatever order; the same as `score` of them in this order."""
-        outcomes = self._workers.outcomes([job for jobs in pending for job in jobs])
-        values: dict[str, list[float]] = {}
+    def collect(self, pending: Sequence[Pending], iteration: int | None = None) -> Rewards:
+        """Wait for samples that were submitted, in whatever order; the same as `score` of them in this order.
+
+        In an iteration of training the terms are combined as the run's combination says; without one, where responses
+        are judged and not compared, by their last weights.
+        """
+        outcomes = self._outcomes(pending)
+        values = {
+            name: [math.nan if isinstance(outcome, Failure) else outcome for outcome in column]
+            for name, column in outcomes.items()
+        }
         failures: dict[str, dict[str, int]] = {}
         first_failure: dict[str, str] = {}
-        for position, name in enumerate(self.terms):
-            column = outcomes[position :: len(self.terms)]
-            values[name] = [math.nan if isinstance(outcome, Failure) else outcome for outcome in column]
+        for name, column in outcomes.items():
             failed = [outcome for outcome in column if isinstance(outcome, Failure)]
             if failed:
                 failures[name] = dict(Counter(failure.reason for failure in failed))
                 first_failure[name] = failed[0].cause
-        weights = [term.weight for term in self.terms.values()]
-        total = [
-            sum(weight * value for weight, value in zip(weights, row, strict=True))
-            for row in zip(*values.values(), strict=True)
-        ]
+        weights = {name: term.weight for name, term in self.terms.items()}
+        samples = [each.sample for each in pending]
+        if iteration is None:
+            total = self.combination.absolute(values, weights, samples)
+        else:
+            total = self.combination.rewards(values, weights, samples, iteration)
         total = [reward if abs(reward) <= LARGEST else math.nan for reward in total]
-        return Rewards(total, [not math.isnan(reward) for reward in total], values, failures, first_failure)
+        metrics = {
+            f"{term}/{name}": value
+            for term, scorer in self._scorers.items()
+            for name, value in scorer.metrics().items()
+        }
+        return Rewards(total, [not math.isnan(reward) for reward in total], values, failures, first_failure, metrics)
+
+    def to(self, device: str) -> None:
+        """Move what is loaded to the device of the process that trains."""
+        for scorer in self._scorers.values():
+            scorer.to(device)
 
     def close(self) -> None:
-        """End the worker processes."""
+        """End the worker processes, and free what is loaded."""
         self._workers.close()
+        for scorer in self._scorers.values():
+            scorer.close()
+
+    def _outcomes(self, pending: Sequence[Pending]) -> dict[str, list[float | Failure]]:
+        """Each term's value for every sample, or why there is none, in the order of the terms."""
+        loaded = {
+            name: scorer.outcomes([each.begun[name] for each in pending]) for name, scorer in self._scorers.items()
+        }
+        functions = self._workers.outcomes([job for each in pending for job in each.jobs])
+        count = len(self._functions)
+        computed = {name: functions[place::count] for place, name in enumerate(self._functions)}
+        outcomes = {name: {**loaded, **computed}[name] for name in self.terms}
+        return {name: [_checked(outcome) for outcome in column] for name, column in outcomes.items()}
 
     def __enter__(self) -> Self:
         return self
@@ -86,11 +149,18 @@ class RewardModel:
         self.close()
 
 
-def check_columns(terms: Mapping[str, RewardTerm], task_columns: Collection[str]) -> None:
-    """Raise `UserError` when a term reads a column that the task does not offer."""
+def _checked(outcome: float | Failure) -> float | Failure:
+    if isinstance(outcome, Failure) or abs(outcome) <= LARGEST:
+        return outcome
+    return Failure("NaN", f"the value is {outcome}")
+
+
+def check_terms(terms: Mapping[str, Term], task_columns: Collection[str]) -> None:
+    """Raise `UserError` when a term reads a column that the task does not offer, or lacks what it needs itself."""
     for name, term in terms.items():
         for column in sorted(term.required_columns() - set(task_columns)):
             offers = ", ".join(sorted(task_columns)) or "none"
             raise UserError(
                 f"reward_model.{name} needs the column {column!r}, which the task does not offer; it offers: {offers}"
             )
+        term.check(f"reward_model.{name}")

@@ -15,30 +15,18 @@ import traceback
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import product
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
 import pebble
 
-from tpg.rewards.base import RewardTerm, Sample, as_number
+from tpg.rewards.base import Failure, RewardTerm, Sample, as_number
 
-Reason = Literal["raised", "timed out", "NaN", "process died", "out of memory"]
 ATTEMPTS = 3
 LARGEST = 3.4e38
 """Of a term's values: what single precision holds."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a term has no value for a response."""
-
-    reason: Reason
-    cause: str
-    """One line: the exception's type and message, or what else happened."""
 
 
 class Job:

@@ -43,6 +43,15 @@ class Examples:
     """What the user should know of how they came about (duplicates left out, rows filtered), a line each."""
 
 
+@dataclass(frozen=True)
+class Preference:
+    """Two responses to one prompt, of which somebody preferred one."""
+
+    prompt: str | tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+
 @component
 class Task(ABC):
     """Where prompts and answer keys come from."""
@@ -68,6 +77,10 @@ class Task(ABC):
     def demonstrations(self, seed: int, count: int) -> tuple[tuple[str, str], ...]:
         """`count` pairs of prompt and ideal response for a supervised warm start, none of them held out."""
         raise NotImplementedError(f"{type(self).__name__} offers no demonstrations")
+
+    def preferences(self, seed: int, count: int) -> tuple[Preference, ...]:
+        """`count` pairs of responses to a prompt, the better named, to train a reward model; no prompt is held out."""
+        raise NotImplementedError(f"{type(self).__name__} offers no preferences")
 
 
 def held_out_count(total: int, share: float) -> int:

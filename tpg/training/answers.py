@@ -61,9 +61,9 @@ class Answering:
             lambda: self.engine.generate(alone, GREEDY, version=iteration - 1, on_step=self.on_step)
         )
 
-    def greedy_rewards(self, trajectories: Trajectories, greedy: Trajectories, state: State) -> Greedy:
+    def greedy_rewards(self, trajectories: Trajectories, greedy: Trajectories, iteration: int, state: State) -> Greedy:
         """Score every process's greedy responses."""
-        scoring = Scoring((), self.stream.prompts.examples, self.passes.policy, self.reward_model)
+        scoring = Scoring((), self.stream.prompts.examples, self.passes.policy, self.reward_model, iteration)
         scored = joined(self.ranks.each(lambda: scoring.scored(greedy))).trajectories
         rewards_B, scored_B = self._rewards(scored, state)
         place = {identity: i for i, identity in enumerate(_identity(scored))}
@@ -85,7 +85,7 @@ class Answering:
             for parent, position in places
             if parent in shares[self.ranks.rank]
         ]
-        scoring = Scoring(prefixes, self.stream.prompts.examples, self.passes.policy, self.reward_model)
+        scoring = Scoring(prefixes, self.stream.prompts.examples, self.passes.policy, self.reward_model, iteration)
         made = self.ranks.together(
             lambda: self.engine.generate(
                 prefixes,

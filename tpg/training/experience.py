@@ -133,7 +133,7 @@ class Collector:
         if requests.greedy:
             greedy = answering.greedy(self.stream.draw(iteration, self.rollout), iteration)
             watch.lap("rollout")
-            answered = answering.greedy_rewards(trajectories, greedy, state)
+            answered = answering.greedy_rewards(trajectories, greedy, iteration, state)
             answers = replace(answers, greedy_rewards_B=answered.rewards_B, greedy_scored_B=answered.scored_B)
             asked["num_tokens/greedy"] = answered.generated_tokens
             watch.lap("reward")
@@ -162,7 +162,7 @@ class Collector:
     def generated(self, iteration: int, version: int, on_step: Callable[[], None]) -> Rollout:
         """The responses of an iteration by the policy as it is, `version` iterations old; scored as they finish."""
         prefixes = self.ranks.own(self.stream.draw(iteration, self.rollout))
-        scoring = Scoring(prefixes, self.stream.prompts.examples, self.policy, self.reward_model)
+        scoring = Scoring(prefixes, self.stream.prompts.examples, self.policy, self.reward_model, iteration)
         trajectories = self.engine.generate(
             prefixes,
             self.rollout.sampling,
@@ -192,7 +192,7 @@ class Collector:
         """Take back the rollout that a checkpoint holds."""
         if state is not None:
             examples = self.stream.prompts.examples
-            scoring = Scoring((), examples, self.policy, self.reward_model)
+            scoring = Scoring((), examples, self.policy, self.reward_model, state["iteration"])
             self.ahead.restore(state, scoring, self.ranks, self.rollout.responses_per_prompt)
 
     def close(self) -> None:

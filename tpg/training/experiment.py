@@ -18,8 +18,9 @@ from tpg.objectives.base import Objective
 from tpg.policies.base import Policy, PolicyOptions
 from tpg.policies.critic import CriticOptions, NoCritic
 from tpg.policies.sharding import check_divides
-from tpg.rewards.base import RewardTerm
-from tpg.rewards.model import check_columns
+from tpg.rewards.base import Term
+from tpg.rewards.combination import Combination, WeightedSum
+from tpg.rewards.model import check_terms
 from tpg.rollouts.engine import RolloutOptions
 from tpg.rollouts.vllm.options import VLLM
 from tpg.spelling import did_you_mean
@@ -41,7 +42,9 @@ class Experiment:
     iterations: int = Field(ge=1)
     policy: PolicyOptions
     task: Task
-    reward_model: dict[str, RewardTerm] = Field(default_factory=dict)
+    reward_model: dict[str, Term] = Field(default_factory=dict)
+    combination: Combination = Field(default_factory=WeightedSum)
+    """What the terms come to."""
     reward_workers: int = Field(ge=1)
     """Processes that score responses."""
     reward_memory_gb: float | None = Field(default=None, gt=0)
@@ -123,7 +126,7 @@ class Experiment:
         self._check_callbacks()
         self._check_shadows()
         self._check_guards()
-        check_columns(self.reward_model, self.task.columns())
+        check_terms(self.reward_model, self.task.columns())
         self.task.check()
         self.policy.check()
         self.rollout.check()

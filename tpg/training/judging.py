@@ -12,8 +12,8 @@ from tpg.errors import UserError
 from tpg.policies.base import Policy, PolicyOptions
 from tpg.randomness import Purpose, torch_seed
 from tpg.reporting.tokens.record import visible
-from tpg.rewards.base import RewardTerm
-from tpg.rewards.model import RewardModel, check_columns
+from tpg.rewards.base import Term
+from tpg.rewards.model import RewardModel, check_terms
 from tpg.rollouts.engine import RolloutOptions
 from tpg.tasks.base import Task
 from tpg.tasks.rendering import render_prompts
@@ -30,7 +30,7 @@ class EvaluationRun:
 
     policy: PolicyOptions
     task: Task
-    reward_model: dict[str, RewardTerm]
+    reward_model: dict[str, Term]
     rollout: RolloutOptions
     evaluation: Evaluation
     trainer: TrainerOptions
@@ -44,7 +44,7 @@ class EvaluationRun:
         """Raise `UserError` for what is missing or cannot go together; there is nothing to warn of."""
         if not self.reward_model:
             raise UserError("reward_model is empty; name one or more terms, e.g. reward_model=[exact_answer]")
-        check_columns(self.reward_model, self.task.columns())
+        check_terms(self.reward_model, self.task.columns())
         self.task.check()
         self.policy.check()
         self.rollout.check()

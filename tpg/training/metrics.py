@@ -59,6 +59,7 @@ def iteration_metrics(experience: Experience, gap: "SamplingGap") -> dict[str, f
         metrics[f"rewards/{name}/mean"] = float(valid.mean())
         metrics[f"rewards/{name}/std"] = float(valid.std()) if len(valid) > 1 else 0.0
         metrics[f"rewards/{name}/unscored"] = float(values_B.isnan().sum())
+    metrics |= {f"rewards/{name}": value for name, value in experience.scored.metrics.items()}
     return metrics
 
 

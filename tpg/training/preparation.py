@@ -1,11 +1,14 @@
-"""What a run needs before its folder is made: the policy and the task, loaded."""
+"""What a run needs before its folder is made: the policy, the task and reward models, loaded."""
 
 import logging
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tpg.policies.base import Policy
 from tpg.randomness import Purpose, torch_seed
+from tpg.rewards.base import Scorer
+from tpg.rewards.model import RewardModel, load_scorers
 from tpg.tasks.rendering import check_context, render_prompts
 from tpg.training.experiment import Experiment
 from tpg.training.prompts import PromptStream
@@ -21,10 +24,22 @@ class Prepared:
     training: PromptStream
     held_out: PromptStream
     notes: tuple[str, ...]
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    """The reward's terms that the process that trains holds."""
+
+    def reward_model(self, experiment: Experiment, processes: int = 1) -> RewardModel:
+        """The experiment's rewards, for one of so many processes that share the machine."""
+        return RewardModel(
+            experiment.reward_model,
+            -(-experiment.reward_workers // processes),
+            experiment.reward_memory_gb,
+            experiment.combination,
+            self.scorers,
+        )
 
 
 def prepare(experiment: Experiment) -> Prepared:
-    """Load policy and task. Raises `UserError` when either is not to be had."""
+    """Load policy, task and reward models. Raises `UserError` when one is not to be had."""
     quiet_libraries()
     seed = torch_seed(experiment.seed, Purpose.INITIALIZATION)
     policy = experiment.policy.load(seed)
@@ -46,7 +61,7 @@ def prepare(experiment: Experiment) -> Prepared:
     if warmup:
         notes.append(f"the critic alone is trained in the first {warmup} iterations; the policy stays as it is")
     streams = PromptStream(training, experiment.seed), PromptStream(held_out, experiment.seed)
-    return Prepared(policy, critic_source, *streams, tuple(notes))
+    return Prepared(policy, critic_source, *streams, tuple(notes), load_scorers(experiment.reward_model))
 
 
 def quiet_libraries() -> None:

@@ -63,9 +63,7 @@ def run(
     if experiment.trainer.shards:
         gathered = Gathered(policy, experiment.rollout.decodes_in(experiment.trainer.precision))
     with (
-        RewardModel(
-            experiment.reward_model, -(-experiment.reward_workers // ranks.world), experiment.reward_memory_gb
-        ) as reward_model,
+        prepared.reward_model(experiment, ranks.world) as reward_model,
         experiment.rollout.build(policy if gathered is None else gathered.policy) as engine,
     ):
         if engine.note:
@@ -99,6 +97,7 @@ def run(
             trainer = experiment.trainer.build(
                 experiment.iterations, folder.path, callbacks, tracking.loggers, [AtomicCheckpointIO()]
             )
+            reward_model.to(str(trainer.strategy.root_device))
             if checkpoint is not None and iteration >= experiment.iterations:
                 state = torch.load(checkpoint, map_location="cpu", weights_only=True)
                 module.load_state_dict(state["state_dict"])

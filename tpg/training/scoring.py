@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,13 +23,18 @@ class Scored:
     failures: dict[str, dict[str, int]]
     """How often a term failed, by reason."""
     first_failure: dict[str, str]
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What loaded terms tell of themselves, as `<term>/<name>`."""
 
 
 def joined(parts: Sequence[Scored]) -> Scored:
-    """Several shares of one rollout as one."""
+    """Several shares of one rollout as one; what terms tell of themselves is the mean of those that tell it."""
     failures: dict[str, Counter[str]] = {}
     first: dict[str, str] = {}
+    told: dict[str, list[float]] = {}
     for part in parts:
+        for name, value in part.metrics.items():
+            told.setdefault(name, []).append(value)
         for term, reasons in part.failures.items():
             failures.setdefault(term, Counter()).update(reasons)
         first = {**part.first_failure, **first}
@@ -38,22 +43,30 @@ def joined(parts: Sequence[Scored]) -> Scored:
         samples=tuple(sample for part in parts for sample in part.samples),
         failures={term: dict(reasons) for term, reasons in failures.items()},
         first_failure=first,
+        metrics={name: sum(values) / len(values) for name, values in told.items()},
     )
 
 
 class Scoring:
     """The rewards of one rollout, begun for each response as soon as that is complete.
 
-    A reward model without worker processes scores when all are there.
+    A reward model without worker processes scores when all are there. Of responses of an iteration of training, that
+    iteration decides how the terms are combined.
     """
 
     def __init__(
-        self, prefixes: Sequence[Prefix], examples: Sequence[Example], policy: Policy, reward_model: RewardModel
+        self,
+        prefixes: Sequence[Prefix],
+        examples: Sequence[Example],
+        policy: Policy,
+        reward_model: RewardModel,
+        iteration: int | None = None,
     ) -> None:
         self.examples = examples
         self.policy = policy
         self.reward_model = reward_model
-        self._rows = [continuation.prefix.row for continuation in expanded(prefixes)]
+        self.iteration = iteration
+        self._groups = [(each.prefix.row, each.prefix.draw) for each in expanded(prefixes)]
         self._begun: dict[int, tuple[Sample, Pending]] = {}
         self._in_advance = isinstance(reward_model, RewardModel)
 
@@ -64,7 +77,7 @@ class Scoring:
             self._begin(
                 {
                     response.place: self._sample(
-                        response.token_ids, response.reason == FinishReason.LENGTH, self._rows[response.place]
+                        response.token_ids, response.reason == FinishReason.LENGTH, self._groups[response.place]
                     )
                     for response in new
                 }
@@ -74,9 +87,10 @@ class Scoring:
         """Every trajectory's reward, in their order, once all are generated. Unscored rewards read 0."""
         columns = (trajectories.response_ids_BT, trajectories.response_mask_BT)
         tokens = [tuple(ids[mask].tolist()) for ids, mask in zip(*columns, strict=True)]
-        truncated, rows = trajectories.truncated_B.tolist(), trajectories.row_B.tolist()
+        truncated = trajectories.truncated_B.tolist()
+        groups = list(zip(trajectories.row_B.tolist(), trajectories.draw_B.tolist(), strict=True))
         missing = {
-            place: self._sample(tokens[place], truncated[place], rows[place])
+            place: self._sample(tokens[place], truncated[place], groups[place])
             for place in range(len(tokens))
             if place not in self._begun
         }
@@ -84,7 +98,7 @@ class Scoring:
             self._begin(missing)
             samples = tuple(self._begun[place][0] for place in range(len(tokens)))
             assert all(s.token_ids == ids for s, ids in zip(samples, tokens, strict=True)), "scored other tokens"
-            rewards = self.reward_model.collect([self._begun[place][1] for place in range(len(tokens))])
+            rewards = self.reward_model.collect([self._begun[place][1] for place in range(len(tokens))], self.iteration)
         else:
             samples = tuple(missing.values())
             rewards = self.reward_model.score(samples)
@@ -93,15 +107,15 @@ class Scoring:
             scored_B=torch.tensor(rewards.scored, dtype=torch.bool),
             reward_terms_B={name: torch.tensor(values, dtype=torch.float32) for name, values in rewards.terms.items()},
         )
-        return Scored(scored, samples, rewards.failures, rewards.first_failure)
+        return Scored(scored, samples, rewards.failures, rewards.first_failure, rewards.metrics)
 
     def _begin(self, samples: Mapping[int, Sample]) -> None:
         pending = self.reward_model.submit(list(samples.values()))
         for (place, sample), jobs in zip(samples.items(), pending, strict=True):
             self._begun[place] = sample, jobs
 
-    def _sample(self, token_ids: tuple[int, ...], truncated: bool, row: int) -> Sample:
-        example = self.examples[row]
+    def _sample(self, token_ids: tuple[int, ...], truncated: bool, group: tuple[int, int]) -> Sample:
+        example = self.examples[group[0]]
         return Sample(
             prompt=example.text,
             response=self.policy.decode(list(token_ids)),
@@ -109,9 +123,16 @@ class Scoring:
             truncated=truncated,
             answer=example.answer,
             columns=example.columns,
+            group=group,
         )
 
 
-def score(trajectories: Trajectories, examples: Sequence[Example], policy: Policy, reward_model: RewardModel) -> Scored:
+def score(
+    trajectories: Trajectories,
+    examples: Sequence[Example],
+    policy: Policy,
+    reward_model: RewardModel,
+    iteration: int | None = None,
+) -> Scored:
     """Every trajectory's reward; `examples` are the rows that `row_B` counts. Unscored rewards read 0."""
-    return Scoring((), examples, policy, reward_model).scored(trajectories)
+    return Scoring((), examples, policy, reward_model, iteration).scored(trajectories)
