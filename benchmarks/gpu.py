@@ -17,7 +17,7 @@ from benchmarks.common.arguments import parsed, recorded
 from benchmarks.common.checks import new_folder
 from benchmarks.common.workers import MEMORY_WORDS
 from benchmarks.device.options import GpuOptions
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line, with_kind
 
 COMMAND = "python -m benchmarks.gpu"
 TINY: dict[str, Any] = {
@@ -112,7 +112,7 @@ class GpuBench:
             over = True
             record["error"] = "out of time"
         except Exception as error:
-            told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            told = with_kind(error)[:500]
             memory = isinstance(error, MemoryError) or any(word in told.lower() for word in MEMORY_WORDS)
             record["error"] = "out of memory" if memory else told
         record["wall_s"] = time.monotonic() - begun
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
         bench = GpuBench(options, new_folder(options.run_dir, "gpu"), lambda text: print(text, flush=True))
         bench.run()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     print(f"figures   {bench.path}")
     return 1 if bench.failed else 0

@@ -18,7 +18,7 @@ from benchmarks.checks.options import CheckOptions
 from benchmarks.checks.outcome import Found, Part, shown
 from benchmarks.common.arguments import parsed, recorded
 from benchmarks.common.checks import new_folder
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line, with_kind
 
 if TYPE_CHECKING:
     from benchmarks.checks.subject import Subject
@@ -102,7 +102,7 @@ class GpuChecks:
             over = f"the {self.options.minutes:g} minutes are" if whole else f"the part's {part.seconds:g} seconds are"
             record(Found(f"{part.name}, what is left"), "skipped", f"{over} used up")
         except Exception as error:
-            told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            told = with_kind(error)[:500]
             record(Found(part.name), "failed", told)
         self.tidy()
 
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
         checks = GpuChecks(options, new_folder(options.run_dir, "gpu_checks"), lambda text: print(text, flush=True))
         checks.run()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     Console().print(table(checks.checks))
     count = {

@@ -17,7 +17,7 @@ from benchmarks.common.checks import new_folder
 from benchmarks.curves.curves import Curve, summary
 from benchmarks.curves.options import SETTINGS, LearningOptions
 from benchmarks.curves.task import LearningTask
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 
 COMMAND = "python -m benchmarks.learning"
 
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         learning.measure()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     console.print(table_of(learning.result))
     for note in learning.result["notes"]:

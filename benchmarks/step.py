@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.common.arguments import parsed, recorded
 from benchmarks.common.workload import Workload
 from benchmarks.iteration.options import StepOptions
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 
 COMMAND = "python -m benchmarks.step"
 
@@ -246,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         bench = run(parsed(sys.argv[1:] if arguments is None else arguments, StepOptions, COMMAND))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; what was measured so far is in step.json", file=sys.stderr)

@@ -112,21 +112,22 @@ class Trajectories:
         prompt = max(1, int(self.prompt_mask_BP.sum(-1).max())) if len(self) else 1
         response = max(1, int(self.lengths_B.max())) if len(self) else 1
         fields = {}
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             if name.endswith("_BP"):
                 fields[name] = tensor[:, -prompt:]
             elif name.endswith("_BT"):
                 fields[name] = tensor[:, :response]
         return self.replace(**fields)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are there, by name; without the rewards by term."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def _map(self, function) -> Trajectories:  # type: ignore[no-untyped-def]
         terms = {name: function(values_B) for name, values_B in self.reward_terms_B.items()}
         return self.replace(
-            reward_terms_B=terms, **{name: function(tensor) for name, tensor in self._tensors().items()}
+            reward_terms_B=terms, **{name: function(tensor) for name, tensor in self.tensors().items()}
         )
 
 
@@ -137,7 +138,7 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
     padded = []
     for part in parts:
         fields = {}
-        for name, tensor in part._tensors().items():
+        for name, tensor in part.tensors().items():
             if name.endswith("_BP"):
                 fields[name] = torch.nn.functional.pad(tensor, (prompt - tensor.shape[1], 0))
             elif name.endswith("_BT"):

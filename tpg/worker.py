@@ -65,17 +65,14 @@ def _run(exchange: Exchange) -> dict[str, Any]:
     from tpg.composition import find_user_modules
     from tpg.jobs import experiment_of
     from tpg.launching.spec import RunSpec, carry_out
-    from tpg.training.experiment import Experiment
     from tpg.training.parallel.ranks import joined
 
     job = read(exchange.job)
     find_user_modules()
     ranks = joined(job["device"], job["tensor_parallel"], job["timeout_s"])
     stored: Any = OmegaConf.to_container(OmegaConf.create(job["text"]))
-    experiments: list[Experiment] = []
-    ranks.each(lambda: experiments.append(experiment_of(stored)))
     spec = RunSpec(
-        experiment=experiments[0],
+        experiment=ranks.together(lambda: experiment_of(stored)),
         config=stored,
         text=job["text"],
         path=Path(job["path"]),

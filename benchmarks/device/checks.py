@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.curves.ours import composed
 from benchmarks.device.setup import module_of, overrides, prepared_of, qwen3_policy, trainer_of
+from tpg.errors import with_kind
 from tpg.rollouts.sampling import Sampling
 
 PROMPTS, GROUP, PROMPT_TOKENS, TOKENS = 3, 4, 9, 24
@@ -32,7 +33,7 @@ def checked(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return check()
     except Exception as error:
-        return {"passed": False, "error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+        return {"passed": False, "error": with_kind(error)[:500]}
 
 
 def experiment_of(engine: str, device: str, precision: str, seed: int) -> Any:

@@ -17,6 +17,7 @@ from tpg.launching.exchange import POLL_S, Exchange, read, write
 from tpg.launching.spec import Report, RunSpec, carry_out
 from tpg.training.checkpoints import StopRequest
 from tpg.training.pruning import Pruned
+from tpg.training.run_folder import write_atomically
 from tpg.training.trainer import TrainerOptions
 
 OF_A_RANK = re.compile(
@@ -107,13 +108,9 @@ def _descriptor(stream: Any) -> int | None:
 
 
 def _pass_on(stop: StopRequest, exchange: Exchange) -> None:
-    try:
-        stop.check()
-    except Interrupted as interruption:
-        if not exchange.stop.exists():
-            staging = exchange.stop.with_suffix(".tmp")
-            staging.write_text(str(int(interruption.args[0])))
-            staging.replace(exchange.stop)
+    number = stop.asked()
+    if number is not None and not exchange.stop.exists():
+        write_atomically(exchange.stop, str(int(number)))
 
 
 def _concluded(exchange: Exchange, count: int, code: int) -> dict[str, Any]:

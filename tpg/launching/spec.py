@@ -10,7 +10,7 @@ from tpg.training.experiment import Experiment
 from tpg.training.faults.full_disk import told_if_full
 from tpg.training.faults.out_of_memory import told_if_out_of_memory
 from tpg.training.parallel.ranks import Ranks
-from tpg.training.preparation import Prepared, prepare
+from tpg.training.preparation import prepare
 from tpg.training.pruning import Pruning
 from tpg.training.run import run
 from tpg.training.run_folder import RunFolder, write_atomically
@@ -45,8 +45,7 @@ def carry_out(spec: RunSpec, ranks: Ranks | None = None, report: Report | None =
     ranks = ranks or Ranks()
     folder = RunFolder(spec.path)
     experiment = spec.experiment
-    loaded: list[Prepared] = []
-    ranks.each(lambda: loaded.append(prepare(experiment)))
+    prepared = ranks.together(lambda: prepare(experiment))
     with told_if_full(folder.path):
         ranks.from_main(lambda: _written(folder, spec))
     if spec.watched is not None and report is not None:
@@ -59,7 +58,7 @@ def carry_out(spec: RunSpec, ranks: Ranks | None = None, report: Report | None =
         )
         experiment = replace(experiment, callbacks={**experiment.callbacks, "pruning": pruning})
     with told_if_full(folder.path), told_if_out_of_memory(folder.path):
-        return run(experiment, loaded[0], folder, spec.config, spec.stop_file, ranks)
+        return run(experiment, prepared, folder, spec.config, spec.stop_file, ranks)
 
 
 def _written(folder: RunFolder, spec: RunSpec) -> None:

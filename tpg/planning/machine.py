@@ -9,6 +9,7 @@ from tpg.errors import UserError
 from tpg.planning.floor import Rates, measure
 from tpg.planning.layout import Layout
 from tpg.planning.options import Plan
+from tpg.training.hardware import is_here
 from tpg.training.trainer import TrainerOptions
 
 MEASURED_FOR = 0.25
@@ -22,12 +23,6 @@ def device_of(plan: Plan, trainer: TrainerOptions) -> str:
     if trainer.accelerator in ("gpu", "cuda") and trainer.device_type == "cpu":
         return "cuda"
     return trainer.device_type
-
-
-def is_here(device: str) -> bool:
-    """Whether this machine has such a device."""
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return present[device]
 
 
 def memory_here(device: str) -> float:

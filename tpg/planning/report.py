@@ -8,13 +8,14 @@ from rich.table import Table
 
 from tpg.planning.advice import Advice, advice_for
 from tpg.planning.layout import layout_of
-from tpg.planning.machine import device_of, is_here, memory_of_device, rates_of
+from tpg.planning.machine import device_of, memory_of_device, rates_of
 from tpg.planning.memory import Memory, memory_of
 from tpg.planning.options import Plan
 from tpg.planning.outline import outline_of, policy_outline, precision_of
 from tpg.planning.setting import Setting
 from tpg.planning.speed import Speed, speed_of
 from tpg.training.experiment import Experiment
+from tpg.training.hardware import is_here
 
 SHOWN = 8
 """Changes that are printed at most."""

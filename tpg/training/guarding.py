@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from tpg.reporting.guard_records import NAME, read_records, standing
 from tpg.spelling import did_you_mean
+from tpg.training.console import warn
 from tpg.training.guards import Guard, GuardStop, Watch, record, watches
 from tpg.training.metric_names import is_known
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
@@ -103,8 +104,7 @@ class Guards(IterationCallback):
             if event == "stopped":
                 stops.append(f"guards.{name}: stopped after iteration {iteration}: {text}")
             else:
-                told = escape(f"guard {name}, iteration {iteration}: {text}")
-                self.console.print(f"[yellow]warning:[/yellow] {told}", highlight=False)
+                warn(self.console, f"guard {name}, iteration {iteration}: {text}")
         if not stops:
             return None
         more = f" (and {len(stops) - 1} more in {NAME})" if len(stops) > 1 else ""
@@ -120,7 +120,7 @@ class Guards(IterationCallback):
             if guard.metric not in metrics and not is_known(guard.metric):
                 told = f"guards.{name}.metric={guard.metric}: no metric of the first iteration; the guard sleeps until"
                 near = did_you_mean(guard.metric, metrics)
-                self.console.print(f"[yellow]warning:[/yellow] {escape(told)} there is one{near}", highlight=False)
+                warn(self.console, f"{told} there is one{near}")
 
     def _append(self, said: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

@@ -28,6 +28,11 @@ LARGEST = 2048
 """Rows and columns of a weight that are measured at most."""
 
 
+def is_here(device: str) -> bool:
+    """Whether this machine has such a device: cpu, cuda or mps."""
+    return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]
+
+
 @dataclass(frozen=True)
 class Precision:
     """Lightning's name of a precision, and why it was chosen."""

@@ -5,9 +5,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tpg.training.console import warn
 from tpg.training.experience import Experience
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 from tpg.training.run_folder import RunFolder
@@ -129,4 +129,4 @@ class ProgressLine(IterationCallback):
     def _warn(self, message: str, subject: str) -> None:
         if subject not in self.said:
             self.said.add(subject)
-            self.console.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False)
+            warn(self.console, message)

@@ -82,13 +82,16 @@ class Splitter:
         similar_lengths: bool = True,
     ) -> list[list[Tensor]]:
         """Parts for each of so many replicas of the model, as many for every one; the rest is as for `parts`."""
-        shares = self._shares(chosen.tolist(), replicas, whole_groups=whole_groups) if replicas > 1 else [chosen]
 
         def parts(share: Tensor, at_least: int) -> list[Tensor]:
             return self.parts(share, at_least=at_least, whole_groups=whole_groups, similar_lengths=similar_lengths)
 
-        most = max(len(parts(share, at_least)) for share in shares)
-        return [parts(share, most) for share in shares]
+        if replicas == 1:
+            return [parts(chosen, at_least)]
+        shares = self._shares(chosen.tolist(), replicas, whole_groups=whole_groups)
+        dealt = [parts(share, at_least) for share in shares]
+        most = max(map(len, dealt))
+        return [own if len(own) == most else parts(share, most) for share, own in zip(shares, dealt, strict=True)]
 
     def _shares(self, chosen: list[int], replicas: int, *, whole_groups: bool) -> list[Tensor]:
         """The responses in shares of similar cost, groups whole if they must be or there are enough of them."""

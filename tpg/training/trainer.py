@@ -10,7 +10,7 @@ from torch import nn
 
 from tpg.component import component
 from tpg.errors import UserError
-from tpg.training.hardware import Precision, PrecisionName, fastest_precision
+from tpg.training.hardware import Precision, PrecisionName, fastest_precision, is_here
 
 StrategyName = Literal["single", "ddp", "fsdp", "tensor_parallel", "fsdp_tp"]
 
@@ -70,9 +70,7 @@ class TrainerOptions:
 
     def check(self) -> None:
         """Raise `UserError` for hardware that is not here, or devices that cannot be divided as asked."""
-        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        present = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
-        if not present.get(self.accelerator, True):
+        if self.accelerator != "auto" and not any(map(is_here, self._wanted())):
             raise UserError(f"trainer.accelerator={self.accelerator}: none here; use trainer=cpu or trainer=auto")
         self._check_division()
         found = torch.cuda.device_count()
@@ -109,9 +107,11 @@ class TrainerOptions:
     @property
     def device_type(self) -> str:
         """Of what Lightning will take: cpu, cuda or mps."""
-        wanted = {"auto": ("cuda", "mps"), "gpu": ("cuda", "mps")}.get(self.accelerator, (self.accelerator,))
-        present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        return next((device for device in wanted if present.get(device)), "cpu")
+        return next(filter(is_here, self._wanted()), "cpu")
+
+    def _wanted(self) -> tuple[str, ...]:
+        """Types of device that will do, the best first."""
+        return ("cuda", "mps") if self.accelerator in ("auto", "gpu") else (self.accelerator,)
 
     def on_this_machine(self, policy: nn.Module, kept: Path | None = None) -> tuple["TrainerOptions", str]:
         """With the precision in which the policy is fastest here, and a note of it; nothing new if one is given.

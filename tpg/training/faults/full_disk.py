@@ -5,7 +5,7 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 
 NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """No space left, quota exceeded, larger than a file may be."""
@@ -32,6 +32,6 @@ def told_if_full(folder: Path) -> Iterator[None]:
         if isinstance(error, UserError) or not is_full(error):
             raise
         raise UserError(
-            f"no space left to write the run in {folder} ({' '.join(str(error).split())}): free some, or raise the"
+            f"no space left to write the run in {folder} ({one_line(error)}): free some, or raise the"
             f" quota, and continue with python -m tpg.train resume={folder}"
         ) from error

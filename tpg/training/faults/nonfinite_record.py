@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
-from torch import Tensor
 
 from tpg.errors import UserError
+from tpg.training.console import warn
 from tpg.training.experience import Experience
 from tpg.training.faults.nonfinite import SkippedStep
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
@@ -53,7 +51,7 @@ class NonfiniteSteps(IterationCallback):
         if not self._said:
             self._said = True
             message = f"{what}: the optimizer step is skipped{place}; counted in update/skipped_steps"
-            self.console.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False)
+            warn(self.console, message)
 
 
 def save(path: Path, experience: Experience, step: SkippedStep) -> None:
@@ -64,15 +62,10 @@ def save(path: Path, experience: Experience, step: SkippedStep) -> None:
     """
     path.parent.mkdir(exist_ok=True)
     trajectories = experience.trajectories
-    tensors: dict[str, Any] = {
-        field.name: value
-        for field in fields(trajectories)
-        if isinstance(value := getattr(trajectories, field.name), Tensor)
-    }
     in_step_B = torch.zeros(len(trajectories), dtype=torch.bool)
     in_step_B[step.responses] = True
     kept = {
-        **tensors,
+        **trajectories.tensors(),
         "reward_terms_B": dict(trajectories.reward_terms_B),
         "step_B": in_step_B,
         "loss": step.loss,

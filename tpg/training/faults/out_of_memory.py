@@ -17,7 +17,7 @@ from tpg.errors import UserError, with_kind
 from tpg.policies.memory import ran_out, tried
 from tpg.training.options import Update
 from tpg.training.parallel.ranks import Ranks
-from tpg.training.splitting import Limits, Splitter
+from tpg.training.splitting import Splitter
 
 T = TypeVar("T")
 
@@ -39,11 +39,6 @@ class Memory:
         if self.tokens is None or (own is not None and own <= self.tokens):
             return update
         return replace(update, tokens_per_microbatch=self.tokens)
-
-    def limits(self, limits: Limits) -> Limits:
-        """The same of limits."""
-        bounds = [bound for bound in (limits.tokens, self.tokens) if bound is not None]
-        return replace(limits, tokens=min(bounds, default=None))
 
     def state(self, update: Update) -> dict[str, Any]:
         """What a checkpoint keeps: the bound, and what the update asked for when it was lowered."""
@@ -111,6 +106,6 @@ def in_parts(
             done.append((part, found[0]))
             continue
         memory.lower(splitter.cost(part.tolist()), ranks, divisible=len(part) > 1)
-        splitter.limits = memory.limits(splitter.limits)
+        splitter.limits = replace(splitter.limits, tokens=memory.tokens)
         waiting = [smaller for larger in (part, *waiting) for smaller in splitter.parts(larger)]
     return done

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 from pydantic import Field
 
 from tpg.component import component
-from tpg.errors import UserError
+from tpg.errors import UserError, one_line
 
 Outcome = Literal["finished", "pruned", "interrupted", "failed"]
 """How a run ended: complete, not worth going on with, asked to stop, or by an error."""
@@ -129,7 +129,7 @@ class WandB(LoggerOptions):
             run = self._begun(start, mode)
         except wandb.errors.CommError as error:
             print(
-                f"warning: logger.wandb: no answer from the server ({' '.join(str(error).split())}): logging offline;"
+                f"warning: logger.wandb: no answer from the server ({one_line(error)}): logging offline;"
                 f" upload with `wandb sync {start.folder}/wandb/offline-run-*`",
                 file=sys.stderr,
             )

@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from tpg.errors import with_kind
+
 
 class Tolerant(Logger):
     """Another logger, `logger.<key>`; the first of its errors is said, and every later row is tried again."""
@@ -24,7 +26,7 @@ class Tolerant(Logger):
         except Exception as error:
             if not self._told:
                 self._told = True
-                cause = " ".join(f"{type(error).__name__}: {error}".split())
+                cause = with_kind(error)
                 print(
                     f"warning: logger.{self._key}: {cause}; the run goes on without what it could not log there;"
                     " metrics.csv has every row",
