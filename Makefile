@@ -18,7 +18,7 @@ test-long: $(VENV)/.dev
 	$(MAKE) test-vllm
 
 test-vllm: $(VLLM)/.ready
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/rollouts/test_vllm.py tests/rollouts/test_vllm_server.py
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/rollouts/test_vllm.py tests/rollouts/test_vllm_server.py tests/rewards/judging/test_judge_vllm.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

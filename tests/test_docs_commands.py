@@ -16,13 +16,15 @@ from omegaconf import OmegaConf
 from tpg.composition import to_experiment
 from tpg.errors import UserError
 from tpg.jobs import BOOKKEEPING
+from tpg.pipelines.definition import stage_words
 from tpg.sweep_files import register_definitions
 
 CONF = ROOT / "conf"
 NAMES = {
+    "tpg.sft": "sft", "tpg.reward": "reward",
     "tpg.train": "train", "tpg.audit": "audit", "tpg.evaluate": "evaluate", "tpg.sweep": "sweep",
-    "tpg.plan": "plan",
-    "tpg.report": "report", "tpg.show": "show",
+    "tpg.plan": "plan", "tpg.automaton": "automaton",
+    "tpg.report": "report", "tpg.show": "show", "tpg.pipeline": "pipeline",
 }  # fmt: skip
 """The config of each entry that has one."""
 PLACEHOLDERS = {"<time>": "2026-01-01_00-00-00"}
@@ -95,6 +97,7 @@ def test_a_command_composes(command, here):
     Plugins.instance()  # launchers are options of theirs
     words, folder = overrides(command)
     words = register_definitions(words) if command.entry == "tpg.sweep" else words
+    words = stage_words(words)[0] if command.entry == "tpg.pipeline" else words
     if folder:
         words.append(f"hydra.searchpath=[file://{folder}]")
     for job in jobs(words, "-m" in command.arguments):

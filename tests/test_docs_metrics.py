@@ -18,11 +18,31 @@ RUNS = {
         "update.responses_per_microbatch=4", "shadow_estimators=[rloo]", "evaluation.responses_per_prompt=2",
         "callbacks=gradient_noise", "callbacks.gradient_noise.scales_step=true",
         "+callbacks.audit={_target_: tpg.audit.callback.AuditVerdict, worlds: 1}",
+        "+combination.gates.sorted_digits=0",
     ],
-    "greedy": ["algorithm=remax", "evaluation.every=0", "checkpoint.recorded_responses=0"],
-    "continued": ["algorithm=vineppo", "evaluation.every=0"],
+    "greedy": [
+        "algorithm=remax", "evaluation.every=0", "checkpoint.recorded_responses=0",
+        "+reward_model.way={_target_: tpg.rewards.automaton.term.AdaptiveAutomaton, states: [a, b], start: a,"
+        " accepting: [b], events: {go: x}, transitions: {a: {go: b}}}",
+    ],
+    "continued": ["algorithm=vineppo", "evaluation.every=0", "curriculum=difficulty_ordered"],
+    "others drawn": ["algorithm=rloo", "evaluation.every=0", "curriculum=dynamic_sampling", "curriculum.max_rounds=2"],
+    "hinted": ["algorithm=rloo", "evaluation.every=0", "curriculum=ghpo", "curriculum.levels=[0.5]"],
+    "judged": [
+        "algorithm=rloo", "evaluation.every=0",
+        "+reward_model.jury={_target_: tpg.rewards.judging.PairwiseJudge, model: m, base_url: 'http://127.0.0.1:9',"
+        " system: null, rubric: '{first}{second}', cache: null, retries: 0, check_at_start: false}",
+    ],
+    "learned": [
+        "algorithm=rloo", "evaluation.every=0",
+        "+reward_model.rm={_target_: tpg.rewards.learned.options.Classifier, path: <classifier>, clip: 1.0,"
+        " normalization: {_target_: tpg.rewards.learned.normalization.Running}}",
+    ],
 }  # fmt: skip
-OWN = {"sorted_digits": "{term}", "rloo": "{name}", "@2": "@k"}
+OWN = {
+    "sorted_digits": "{term}", "jury": "{term}", "/rm/": "/{term}/", "/way/": "/{term}/", "rloo": "{name}", "@2": "@k",
+    "hinted/50": "hinted/{level}",
+}  # fmt: skip
 """What stands in these runs for a name of the user's."""
 
 
@@ -32,14 +52,28 @@ def told():
     return {name: when for names, when in rows for name in re.findall(r"`([^`]+)`", names)}
 
 
+def saved_classifier(folder):
+    """A small sequence classifier with one logit."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from tpg.policies.tiny import character_tokenizer
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForSequenceClassification(LlamaConfig(vocab_size=99, num_labels=1, **sizes)).save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
     """The names in metrics.csv and in summary.json, by run."""
     found = {}
+    classifier = saved_classifier(tmp_path_factory.mktemp("reward_model"))
     with pytest.MonkeyPatch.context() as patch:
         for run, overrides in RUNS.items():
             folder = tmp_path_factory.mktemp("runs") / run
-            call("tpg.train", [*SMALL, *overrides, f"run_dir={folder}"], patch)
+            given = [override.replace("<classifier>", classifier) for override in overrides]
+            call("tpg.train", [*SMALL, *given, f"run_dir={folder}"], patch)
             with (folder / "metrics.csv").open(newline="") as file:
                 names = set(next(csv.reader(file))) | set(json.loads((folder / "summary.json").read_text()))
             for name, stands_for in OWN.items():

@@ -1,6 +1,8 @@
 """Score a policy: `python -m tpg.evaluate run=<folder>` or `policy.path=... task=...`. See `--help`."""
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +13,27 @@ from omegaconf import DictConfig, OmegaConf
 from tpg.errors import UserError
 from tpg.jobs import CONF, reported, run_entry
 
-GROUPS = ("policy", "task", "reward_model", "rollout", "evaluation", "trainer")
+GROUPS = ("policy", "task", "reward_model", "combination", "rollout", "evaluation", "trainer")
+OWN = ("against", "against_success_reward", "best_of_n", "report", "samples")
+"""Keys that no run has."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 def job(config: DictConfig) -> float:
-    """Evaluate and print; returns the mean reward."""
+    """Evaluate and print; returns the mean reward of the answers, against the truth if one is named."""
     return reported(evaluate, config)
 
 
 def evaluate(config: DictConfig) -> float:
     """What `job` does, mistakes raised."""
-    from tpg.composition import built, find_user_modules
+    from tpg.composition import built, find_user_modules, resolved
     from tpg.training.judging import EvaluationRun, judge
 
     find_user_modules()
     if config.run is not None:
         config = _of_run(config, Path(config.run))
-    keys = [*GROUPS, "seed", "samples", "reward_workers", "reward_memory_gb"]
-    evaluation = built(OmegaConf.masked_copy(config, keys), EvaluationRun)
+    keys = [*GROUPS, *OWN, "seed", "reward_workers", "reward_memory_gb"]
+    evaluation = built(OmegaConf.create(with_terms(resolved(OmegaConf.masked_copy(config, keys)))), EvaluationRun)
     evaluation.check()
     return judge(evaluation)
 
@@ -43,10 +47,11 @@ def _of_run(config: DictConfig, folder: Path) -> DictConfig:
     OmegaConf.set_struct(merged, False)
     if (folder / "precision.json").is_file() and merged.trainer.precision == "auto":
         merged.trainer.precision = json.loads((folder / "precision.json").read_text())["name"]
-    merged.samples = config.samples
+    for key in OWN:
+        merged[key] = config[key]
     merged.policy = {"_target_": "tpg.policies.huggingface.HuggingFace", "path": str(folder / "policy")}
     for override in HydraConfig.get().overrides.task:
-        key = override.lstrip("+").split("=")[0].split("@")[0]
+        key = override.lstrip("+~").split("=")[0].split("@")[-1]
         if key != "run":
             OmegaConf.update(merged, key, OmegaConf.select(config, key), merge=key not in GROUPS)
     if merged.policy.get("path") == str(folder / "policy") and not (folder / "policy").is_dir():
@@ -54,8 +59,27 @@ def _of_run(config: DictConfig, folder: Path) -> DictConfig:
     return merged
 
 
+def with_terms(plain: dict[str, Any]) -> dict[str, Any]:
+    """The config with options of `reward_model` in place of the names in `against`, where it lists names."""
+    from tpg.composition import named_nodes
+
+    names = plain.get("against")
+    if names is None or isinstance(names, dict):
+        return plain
+    if not isinstance(names, list):
+        raise UserError(f"against={names}: should be a list, e.g. against=[{names}]")
+    nodes = named_nodes("reward_model", [str(name) for name in names], "against")
+    return {**plain, "against": {name: node for terms in nodes.values() for name, node in terms.items()}}
+
+
+def with_groups(words: Sequence[str]) -> list[str]:
+    """Arguments in which `against=[...]` chooses options of `reward_model`, so that their keys can be overridden."""
+    return [f"reward_model@{word}" if word.startswith("against=") else word for word in words]
+
+
 def main() -> None:
     """The console script tpg-evaluate."""
+    sys.argv[1:] = with_groups(sys.argv[1:])
     run_entry(job)
 
 

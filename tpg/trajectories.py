@@ -126,9 +126,7 @@ class Trajectories:
 
     def _map(self, function) -> Trajectories:  # type: ignore[no-untyped-def]
         terms = {name: function(values_B) for name, values_B in self.reward_terms_B.items()}
-        return self.replace(
-            reward_terms_B=terms, **{name: function(tensor) for name, tensor in self.tensors().items()}
-        )
+        return self.replace(reward_terms_B=terms, **{name: function(tensor) for name, tensor in self.tensors().items()})
 
 
 def concatenate(parts: Sequence[Trajectories]) -> Trajectories:

@@ -74,10 +74,15 @@ def unsafe(text):
     return found
 
 
+SANDBOXED = {"rewards/code/candidate.py", "rewards/code/judge.py"}
+"""What runs a response's code and a dataset's tests, in processes without network, files and privileges."""
+
+
 def test_the_source_loads_data_only():
     assert len(FILES) > 100
     found = {str(file.relative_to(PACKAGE)): unsafe(file.read_text()) for file in FILES}
-    assert {file: told for file, told in found.items() if told} == {}
+    allowed = {file for file in SANDBOXED if set(found[file]) == {"exec"}}
+    assert {file: told for file, told in found.items() if told and file not in allowed} == {}
 
 
 def test_pickle_is_for_own_children_alone():

@@ -20,6 +20,7 @@ from tpg.rewards.model import Rewards
 from tpg.rollouts.transformers import Transformers
 from tpg.tasks.base import Example
 from tpg.tasks.rendering import Rendered
+from tpg.training.curriculum.base import NoCurriculum
 from tpg.training.experience import Collector
 from tpg.training.module import TrajectoryPolicyGradient
 from tpg.training.options import Optimizer, Update
@@ -42,6 +43,15 @@ class FunctionReward:
     def score(self, samples):
         values = [float(self.function(sample)) for sample in samples]
         return Rewards(values, [not math.isnan(value) for value in values], {"term": values}, {}, {})
+
+    def learn(self, iteration, each):
+        """A function learns nothing."""
+
+    def state(self):
+        return {}
+
+    def restore(self, states):
+        assert states == {}
 
 
 class UnskippedCollector(Collector):
@@ -95,6 +105,8 @@ def trained(
     dtype=torch.float64,
     hardware=CPU,
     ranks=None,
+    curriculum=None,
+    answer=None,
 ):
     """The module after so many iterations from the same policy, with a `Recorder` as `module.recorder`."""
     kl, update = kl or NoKL(), update or Update()
@@ -104,7 +116,8 @@ def trained(
         policy = in_double_precision(policy)
     policy.model.generation_config.eos_token_id = [1, *range(60, 80)]  # so that responses end, at many lengths
     rows = 8
-    prompts = Rendered(tuple(Example(str(row)) for row in range(rows)), tuple((10 + row, 40) for row in range(rows)), 0)
+    examples = tuple(Example(str(row), answer) for row in range(rows))
+    prompts = Rendered(examples, tuple((10 + row, 40) for row in range(rows)), 0)
     gathered = Gathered(policy) if hardware.shards else None
     collector = (Collector if skip else UnskippedCollector)(
         policy=policy,
@@ -125,6 +138,7 @@ def trained(
         critic=critic.build(policy).to(dtype) if critic else None,
         ranks=ranks or Ranks(),
         gathered=gathered,
+        curriculum=curriculum or NoCurriculum(),
     )
     module = TrajectoryPolicyGradient(collector, optimizer, 100)
     module.recorder = Recorder()

@@ -28,10 +28,15 @@ COLUMNS = {
     "update/skipped_steps",
     *("completions/mean_length", "completions/max_length", "completions/clipped_ratio", "completions/unscored"),
     *("completions/dropped", "completions/updated", "num_tokens", "step_time", "perf/throughput"),
-    *(f"rewards/{term}/{what}" for term in ("sorted_digits", "length") for what in ("mean", "std", "unscored")),
+    *(
+        f"rewards/{term}/{what}"
+        for term in ("sorted_digits", "length")
+        for what in ("mean", "std", "unscored", "frac_unscored", "weight", "correlation", "share")
+    ),
     *(f"eval/{name}" for name in ("reward", "pass@1", "mean_length", "clipped_ratio", "unscored")),
     *(f"sampling/sampling_logp_difference/{what}" for what in ("mean", "max")),
-    *("mismatch/mean", "mismatch/max", "mismatch/ess", "rollout/staleness"),
+    *("mismatch/mean", "mismatch/max", "mismatch/ess", "rollout/staleness", "completions/masked"),
+    *(f"curriculum/{share}" for share in ("all_solved", "none_solved", "mixed")),
     *(f"timing_s/{stage}" for stage in ("rollout", "reward", "estimate", "update", "record")),
 }
 CLIPPED = {"ratio", "clip_ratio/region_mean"}

@@ -24,16 +24,25 @@ from tpg.objectives.ppo_clip import PPOClip
 from tpg.policies.critic import SeparateCritic, ValueHead
 from tpg.rollouts.native.engine import Native
 from tpg.rollouts.transformers import Transformers
+from tpg.training.curriculum.difficulty import DifficultyBalanced
+from tpg.training.curriculum.dynamic_sampling import DynamicSampling
+from tpg.training.curriculum.ghpo import GHPO
 from tpg.training.options import Update
 from tpg.training.parallel.ranks import Ranks
 
 LENGTHS = Native(prompts=3, responses_per_prompt=4, max_response_tokens=8, batch_responses=4)
+FEW = replace(LENGTHS, prompts=3, responses_per_prompt=2)
 STEPS = Update(epochs=2, responses_per_minibatch=5, tokens_per_microbatch=32)
 
 
 def unscored_for_one_prompt(sample):
     """A group that is unscored altogether, others as ever."""
     return math.nan if sample.prompt == "0" or sample.token_ids[0] % 5 == 0 else token_reward(sample)
+
+
+def rarely(sample):
+    """One response in seven succeeds."""
+    return float(sample.token_ids[-1] % 7 == 0)
 
 
 CASES = {
@@ -51,6 +60,9 @@ CASES = {
     "critic": {"estimator": GAE(), "critic": SeparateCritic(lr=0.1, warmup_iterations=1), "update": STEPS, "clip": 0.1},
     "greedy": {"estimator": ReMax(), "engine": replace(LENGTHS, prompts=1)},
     "continuations": {"estimator": Segment(continuations=2, boundaries=EveryTokens(tokens=3))},
+    "others drawn": {"reward": rarely, "engine": FEW, "curriculum": DynamicSampling(max_rounds=4)},
+    "hints": {"reward": rarely, "engine": FEW, "curriculum": GHPO(), "answer": "123456"},
+    "measured": {"engine": FEW, "curriculum": DifficultyBalanced(success_reward=0.5)},
     "lag": {"engine": replace(LENGTHS, lag=1), "mismatch": Truncated()},
 }
 STRATEGIES = {

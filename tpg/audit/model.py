@@ -148,7 +148,7 @@ class Rollouts:
         prefixes = c.stream.draw(number, c.rollout)
         continues = for_all and any(method.estimator.continues for method in self.methods.values())
         rollout = c.engine.generate(prefixes, c.rollout.sampling, retain=continues)
-        scored = score(rollout, c.stream.prompts.examples, c.policy, c.reward_model, number).trajectories
+        scored = score(rollout, c.stream.prompts.examples, c.policy, c.reward_model, 1).trajectories
         trajectories = c.with_lots(scored, number)
         asked = {name: m.estimator.requests(trajectories) for name, m in self.methods.items()} if for_all else {}
         trajectories = c.passes.with_logprobs(trajectories, old=False, values=True)
@@ -187,7 +187,7 @@ def _answers(
     answers, tokens = Answers(), 0
     if requests.greedy:
         assert greedy is not None
-        answered = answering.greedy_rewards(trajectories, greedy, number, state)
+        answered = answering.greedy_rewards(trajectories, greedy, 1, state)
         answers = dataclasses.replace(answers, greedy_rewards_B=answered.rewards_B, greedy_scored_B=answered.scored_B)
         tokens += answered.generated_tokens
     if requests.continuations is not None:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, SupportsFloat
+from typing import Any, ClassVar, Literal, SupportsFloat
 
 from pydantic import Field
 
@@ -30,7 +30,21 @@ class Sample:
     """The dataset row of its prompt, and which drawing of it: what the responses to one prompt share."""
 
 
-Reason = Literal["raised", "timed out", "NaN", "process died", "out of memory"]
+Reason = Literal[
+    "raised",
+    "timed out",
+    "NaN",
+    "process died",
+    "out of memory",
+    "too long",
+    "unreachable",
+    "rate limited",
+    "server error",
+    "refused",
+    "malformed",
+    "no opponent",
+]
+"""From `unreachable` on, of judges."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,9 @@ class Failure:
 @component
 class Term:
     """One named part of the reward, and how much it counts."""
+
+    min_group: ClassVar[int] = 1
+    """Responses to a prompt that it compares; 1: each has its value by itself."""
 
     weight: float = 1.0
 
@@ -95,6 +112,9 @@ class AnswerTerm(RewardTerm):
 class Scorer(ABC):
     """A term that is loaded, in the process that trains: a model's weights, a connection to a judge."""
 
+    learns: bool = False
+    """Whether its values depend on what earlier iterations of training have scored: `seen` and `learn` are called."""
+
     def begin(self, sample: Sample) -> Any:
         """Begin with a complete response, if that can be done before the others are there; what `outcomes` takes."""
         return sample
@@ -106,6 +126,20 @@ class Scorer(ABC):
     def metrics(self) -> dict[str, float]:
         """What is to be logged as `rewards/<term>/...` beside the values, since this was last asked."""
         return {}
+
+    def seen(self) -> list[float]:
+        """What `learn` is to be told of the last call of `outcomes`."""
+        return []
+
+    def learn(self, seen: Sequence[float]) -> None:  # noqa: B027
+        """Take in what all processes have seen in an iteration of training, which is over."""
+
+    def state(self) -> dict[str, Any]:
+        """What it carries from one iteration to the next, in numbers and texts."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take back the state that a checkpoint holds."""
 
     def to(self, device: str) -> None:  # noqa: B027
         """Move what computes to the device of the process that trains, unless the term names one of its own."""

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -10,6 +10,9 @@ from tpg.errors import UserError
 from tpg.rewards.base import Failure, LoadedTerm, RewardTerm, Sample, Scorer, Term
 from tpg.rewards.combination import Combination, WeightedSum
 from tpg.rewards.workers import LARGEST, Job, Workers
+
+Seen = dict[str, list[float]]
+"""What terms that learn have seen in an iteration."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,7 @@ class Rewards:
     terms: dict[str, list[float]]
     """Each term's values before its weight; NaN where the term failed."""
     failures: dict[str, dict[str, int]]
-    """How often a term failed, by reason ('raised', 'timed out', 'NaN', 'process died', 'out of memory'); only terms
-    that did."""
+    """How often a term failed, by reason ('raised', 'timed out', 'NaN', 'too long', ...); only terms that did."""
     first_failure: dict[str, str]
     """The cause of each failing term's first failure, in one line."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -71,6 +73,8 @@ class RewardModel:
         self._scorers = load_scorers(terms) if scorers is None else scorers
         functions = [term for term in terms.values() if isinstance(term, RewardTerm)]
         self._workers = Workers(functions, workers, memory_gb)
+        self._seen: dict[int, Seen] = {}
+        """By iteration."""
 
     def score(self, samples: Sequence[Sample], iteration: int | None = None) -> Rewards:
         """Give every term's value for every sample, and what they come to."""
@@ -95,6 +99,9 @@ class RewardModel:
         are judged and not compared, by their last weights.
         """
         outcomes = self._outcomes(pending)
+        if iteration is not None:
+            for name in self._learning:
+                self._seen.setdefault(iteration, {}).setdefault(name, []).extend(self._scorers[name].seen())
         values = {
             name: [math.nan if isinstance(outcome, Failure) else outcome for outcome in column]
             for name, column in outcomes.items()
@@ -120,6 +127,25 @@ class RewardModel:
         }
         return Rewards(total, [not math.isnan(reward) for reward in total], values, failures, first_failure, metrics)
 
+    def learn(self, iteration: int, each: Callable[[Callable[[], Seen]], list[Seen]]) -> None:
+        """Close an iteration of training: terms take in what was scored for it, by `each` process of the run."""
+        if self._learning:
+            found = each(lambda: self._seen.get(iteration, {}))
+            for name in self._learning:
+                self._scorers[name].learn([value for part in found for value in part.get(name, ())])
+            self._seen.clear()
+
+    def state(self) -> dict[str, Any]:
+        """What loaded terms carry from one iteration to the next, by term."""
+        states = {name: scorer.state() for name, scorer in self._scorers.items()}
+        return {name: state for name, state in states.items() if state}
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Take back what a checkpoint holds."""
+        for name, state in states.items():
+            if name in self._scorers:
+                self._scorers[name].restore(state)
+
     def to(self, device: str) -> None:
         """Move what is loaded to the device of the process that trains."""
         for scorer in self._scorers.values():
@@ -130,6 +156,11 @@ class RewardModel:
         self._workers.close()
         for scorer in self._scorers.values():
             scorer.close()
+
+    @property
+    def _learning(self) -> list[str]:
+        """The loaded terms whose values depend on what was scored before; the same in every process."""
+        return [name for name, scorer in self._scorers.items() if scorer.learns]
 
     def _outcomes(self, pending: Sequence[Pending]) -> dict[str, list[float | Failure]]:
         """Each term's value for every sample, or why there is none, in the order of the terms."""

@@ -27,6 +27,8 @@ class EvaluationResult:
     samples: tuple[Sample, ...]
     rewards: list[float]
     """One a sample; NaN where unscored."""
+    first_failure: dict[str, str] = field(default_factory=dict)
+    """The cause of each failing term's first failure, in one line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ class Evaluator:
         estimates["mean_length"] = float(trajectories.lengths_B.float().mean())
         estimates["clipped_ratio"] = float(trajectories.truncated_B.float().mean())
         estimates["unscored"] = float((~trajectories.scored_B).sum())
-        return EvaluationResult(estimates, scored.samples, rewards_B.tolist())
+        return EvaluationResult(estimates, scored.samples, rewards_B.tolist(), scored.first_failure)
 
 
 def _vote(response: str) -> str:

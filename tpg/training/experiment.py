@@ -25,8 +25,9 @@ from tpg.rollouts.engine import RolloutOptions
 from tpg.rollouts.vllm.options import VLLM
 from tpg.spelling import did_you_mean
 from tpg.tasks.base import Task
-from tpg.training.guards import Guard
-from tpg.training.metric_names import metric_names
+from tpg.training.curriculum.base import Curriculum, NoCurriculum
+from tpg.training.guards import PLACEHOLDER, Guard, for_each_term
+from tpg.training.metric_names import NAMES, metric_names
 from tpg.training.optimizers import AdamW8bit, OptimizerOptions
 from tpg.training.options import Audit, Checkpointing, Evaluation, Update, WarmStart
 from tpg.training.parallel.ranks import Ranks
@@ -58,6 +59,8 @@ class Experiment:
     entropy_coefficient: float = Field(ge=0)
     """Of the bonus for the entropy at every response token."""
     rollout: RolloutOptions
+    curriculum: Curriculum = Field(default_factory=NoCurriculum)
+    """Which prompts an iteration draws, and which of their groups it learns from."""
     update: Update
     optimizer: OptimizerOptions
     warm_start: WarmStart
@@ -81,6 +84,14 @@ class Experiment:
             kl=self.kl,
             mismatch=self.mismatch,
             entropy_coefficient=self.entropy_coefficient,
+        )
+
+    @property
+    def watched(self) -> dict[str, Guard]:
+        """The guards, one for each term that counts where they are about terms."""
+        scheduled = self.combination.schedules
+        return for_each_term(
+            self.guards, [name for name, term in self.reward_model.items() if term.weight or name in scheduled]
         )
 
     def with_estimator(self, estimator: Estimator) -> "Experiment":
@@ -123,10 +134,12 @@ class Experiment:
             raise UserError(
                 f"warm_start.steps={self.warm_start.steps}: {type(self.task).__name__} has no demonstrations"
             )
+        self._check_combination()
         self._check_callbacks()
         self._check_shadows()
         self._check_guards()
         check_terms(self.reward_model, self.task.columns())
+        self.curriculum.check("curriculum", self.method, self.rollout, self.task.columns())
         self.task.check()
         self.policy.check()
         self.rollout.check()
@@ -191,10 +204,36 @@ class Experiment:
             )
         check_divides(self.policy, trainer.tensor_parallel_size)
 
+    def _check_combination(self) -> None:
+        """Refuse terms that there are not, and rewards by comparison for responses that are compared with none."""
+        from tpg.training.shadow import asked_by
+
+        self.combination.check(self.reward_model)
+        group, asks = self.rollout.responses_per_prompt, asked_by(self.estimator)
+        alone = "greedy responses" if asks.greedy else "continuations" if asks.continuations is not None else ""
+        comparing = {f"combination: {type(self.combination).__name__}": self.combination.min_group}
+        comparing |= {f"reward_model.{name}": term.min_group for name, term in self.reward_model.items()}
+        for what, least in comparing.items():
+            if least == 1:
+                continue
+            compares = f"{what} compares the responses to one prompt"
+            if group < least:
+                raise UserError(f"rollout.responses_per_prompt={group}: {compares} and needs at least {least}")
+            if alone:
+                raise UserError(
+                    f"{compares}, but estimator {type(self.estimator).__name__} also scores {alone}, which have none to"
+                    " be compared with; use estimator=rloo"
+                )
+
     def _check_shadows(self) -> None:
         from tpg.training.shadow import check_shadows
 
         check_shadows(self.shadow_estimators, self.method, self.rollout.responses_per_prompt)
+        if self.shadow_estimators and self.curriculum.mask_truncated:
+            raise UserError(
+                "shadow_estimators: weigh truncated responses too, which curriculum.mask_truncated=true leaves out of"
+                " the trained gradient; use one of them"
+            )
 
     def _check_guards(self) -> None:
         """Refuse a metric that no run has, unless a callback of the user's own may add it."""
@@ -202,7 +241,13 @@ class Experiment:
             guard.check(f"guards.{name}")
         if any(not type(callback).__module__.startswith("tpg.") for callback in self.callbacks.values()):
             return
-        known = metric_names(self.reward_model, self.shadow_estimators, self.evaluation.responses_per_prompt)
+        known = metric_names(
+            self.reward_model,
+            self.shadow_estimators,
+            self.evaluation.responses_per_prompt,
+            self.curriculum.hint_levels,
+        )
+        known += [name for name in NAMES if PLACEHOLDER in name]
         for name, guard in self.guards.items():
             if guard.metric not in known:
                 near = did_you_mean(guard.metric, known)
@@ -217,6 +262,16 @@ class Experiment:
                 raise UserError(f"callbacks.{name}: expected a Lightning Callback (_target_: ...), got {kind}")
 
     def _warnings(self) -> Any:
+        if self.combination.min_group > 1:
+            yield (
+                f"combination: with {type(self.combination).__name__} a response's reward depends on the others to its"
+                " prompt, so that the gradient is not that of the expected sum of the terms but of another objective"
+            )
+            if not isinstance(self.curriculum, NoCurriculum):
+                yield (
+                    f"curriculum: {type(self.curriculum).__name__} tells by rewards what is solved, and combination"
+                    f" {type(self.combination).__name__} makes them relative to the others to a prompt"
+                )
         if not (self.estimator.needs_critic or isinstance(self.critic, NoCritic)):
             yield (
                 f"critic: estimator {type(self.estimator).__name__} reads no critic, so that there is none; use"
@@ -234,6 +289,7 @@ class Experiment:
                 "rollout.top_k, top_p or min_p cut the policy's distribution: responses are no samples of the policy"
                 " whose gradient is taken, which biases it"
             )
+        yield from self.curriculum.warnings(self.method)
         yield from self.precision_warnings()
 
     def precision_warnings(self) -> Iterator[str]:

@@ -108,7 +108,7 @@ class Guards(IterationCallback):
         if not stops:
             return None
         more = f" (and {len(stops) - 1} more in {NAME})" if len(stops) > 1 else ""
-        name = stops[0].partition(":")[0]
+        name = stops[0].partition(":")[0].partition("/")[0]  # without the term that it is about
         return f"{stops[0]}{more}; go on with: python -m tpg.train resume={self.folder.path} ++{name}.action=warn"
 
     def _name_unknown(self, metrics: Mapping[str, float]) -> None:

@@ -1,14 +1,17 @@
 """Guards: bounds on an iteration's metrics, and when one is crossed long enough to speak."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import Field
 
 from tpg.component import component
 from tpg.errors import UserError
+
+PLACEHOLDER = "{term}"
+"""In a guard's metric: each term of a reward of several, by its name."""
 
 Event = Literal["began", "stopped", "ended"]
 """What a guard says: that its bound is crossed, that the run ends for it, that the metric is back."""
@@ -85,6 +88,20 @@ class Watch:
         if self.stands != stood:
             return "began" if self.stands else "ended"
         return None
+
+
+def for_each_term(guards: Mapping[str, Guard], terms: Collection[str]) -> dict[str, Guard]:
+    """The guards, those of `{term}`'s metrics once for each term, as `guard/term`: not for one that is alone."""
+    several = terms if len(terms) > 1 else ()
+    found: dict[str, Guard] = {}
+    for name, guard in guards.items():
+        if PLACEHOLDER in guard.metric:
+            found |= {
+                f"{name}/{term}": replace(guard, metric=guard.metric.replace(PLACEHOLDER, term)) for term in several
+            }
+        else:
+            found[name] = guard
+    return found
 
 
 def watches(guards: Mapping[str, Guard], responses: int, rows: list[dict[str, str]]) -> dict[str, Watch]:

@@ -10,13 +10,42 @@ NAMES = (
     "rewards/{term}/mean",
     "rewards/{term}/std",
     "rewards/{term}/unscored",
+    "rewards/{term}/frac_unscored",
+    "rewards/{term}/weight",
+    "rewards/{term}/correlation",
+    "rewards/{term}/share",
+    "rewards/{term}/passed",
+    "rewards/{term}/nearest",
+    "rewards/{term}/raw_mean",
+    "rewards/{term}/clipped",
+    "rewards/{term}/judge_seconds",
+    "rewards/{term}/judge_tokens",
+    "rewards/{term}/judge_cost",
+    "rewards/{term}/judge_disagreement",
+    "rewards/{term}/cache_hits",
+    "rewards/{term}/retries",
     "completions/mean_length",
     "completions/max_length",
     "completions/clipped_ratio",
     "completions/unscored",
     "completions/dropped",
+    "completions/masked",
     "completions/updated",
     "entropy",
+    "curriculum/all_solved",
+    "curriculum/none_solved",
+    "curriculum/mixed",
+    "curriculum/rounds",
+    "curriculum/prompts_drawn",
+    "curriculum/dropped_groups",
+    "curriculum/surplus_groups",
+    "curriculum/missing_groups",
+    "curriculum/unhinted_reward",
+    "curriculum/failed_groups",
+    "curriculum/without_hint",
+    "curriculum/hinted/{level}",
+    "curriculum/expected_success",
+    "curriculum/open_share",
     "continuations/unscored",
     "loss",
     "grad_norm",
@@ -62,7 +91,7 @@ NAMES = (
     "timing_s/record",
     "perf/throughput",
 )
-"""`{term}` and `{name}` stand for names of the config, `k` behind an @ for a number."""
+"""`{term}` and `{name}` stand for names of the config, `{level}` and `k` behind an @ for numbers."""
 
 
 def is_known(metric: str) -> bool:
@@ -70,9 +99,12 @@ def is_known(metric: str) -> bool:
     return any(_pattern(name).fullmatch(metric) for name in NAMES)
 
 
-def metric_names(terms: Iterable[str], shadows: Iterable[str], responses_per_prompt: int) -> list[str]:
+def metric_names(
+    terms: Iterable[str], shadows: Iterable[str], responses_per_prompt: int, levels: Iterable[str] = ()
+) -> list[str]:
     """All names with those of a config put in."""
     own = {"{term}": list(terms), "{name}": list(shadows), "@k": [f"@{responses_per_prompt}"]}
+    own["{level}"] = list(levels)
     found = []
     for name in NAMES:
         placeholder = next((each for each in own if each in name), None)
@@ -82,4 +114,5 @@ def metric_names(terms: Iterable[str], shadows: Iterable[str], responses_per_pro
 
 def _pattern(name: str) -> re.Pattern[str]:
     text = re.escape(name).replace(r"\{term\}", "[^/]+").replace(r"\{name\}", "[^/]+")
+    text = text.replace(r"\{level\}", r"[\d.]+")
     return re.compile(re.sub(r"@k$", r"@\\d+", text))

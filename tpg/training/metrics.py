@@ -11,16 +11,21 @@ from torch import Tensor
 
 from tpg.mismatch import gaps
 from tpg.numerics import masked_mean, masked_sum
+from tpg.rewards.model import RewardModel
 from tpg.training.experience import Experience
+from tpg.training.term_metrics import term_metrics
 from tpg.trajectories import Trajectories
 
 GAP_MEAN, GAP_MAX = (f"sampling/sampling_logp_difference/{what}" for what in ("mean", "max"))
 
 
-def iteration_metrics(experience: Experience, gap: "SamplingGap") -> dict[str, float]:
+def iteration_metrics(
+    experience: Experience, gap: "SamplingGap", reward_model: RewardModel | None = None
+) -> dict[str, float]:
     """What rollout, rewards and estimator say; means are over scored responses, and NaN where there is none.
 
-    `gap` is what the update has seen; it stands where no pass has come before the update.
+    `gap` is what the update has seen; it stands where no pass has come before the update. What `reward_model` makes of
+    its terms is told too, where it is one.
     """
     trajectories = experience.trajectories
     rewards_B, scored_B, group_B = trajectories.rewards_B, trajectories.scored_B, trajectories.group_B
@@ -37,12 +42,14 @@ def iteration_metrics(experience: Experience, gap: "SamplingGap") -> dict[str, f
         "completions/max_length": float(lengths_B.max()),
         "completions/clipped_ratio": float(trajectories.truncated_B.float().mean()),
         "completions/unscored": float((~scored_B).sum()),
-        "completions/dropped": float((scored_B & ~experience.weighed.kept_B).sum()),
+        "completions/dropped": float((scored_B & ~experience.weighed.kept_B & ~experience.masked_B).sum()),
+        "completions/masked": float(experience.masked_B.sum()),
         "completions/updated": float(experience.weighed.needed_B.sum()),
         "rollout/staleness": float((experience.iteration - 1 - trajectories.version_B).float().mean()),
         "entropy": float(-masked_mean(trajectories.rollout_logprobs_BT, trajectories.action_mask_BT)),
     }
     metrics |= experience.asked
+    metrics |= experience.curriculum
     if trajectories.values_BT is not None and trajectories.returns_BT is not None:
         mask_BT = trajectories.action_mask_BT & experience.weighed.kept_B[:, None]
         metrics |= value_metrics(trajectories.values_BT[mask_BT], trajectories.returns_BT[mask_BT])
@@ -59,6 +66,9 @@ def iteration_metrics(experience: Experience, gap: "SamplingGap") -> dict[str, f
         metrics[f"rewards/{name}/mean"] = float(valid.mean())
         metrics[f"rewards/{name}/std"] = float(valid.std()) if len(valid) > 1 else 0.0
         metrics[f"rewards/{name}/unscored"] = float(values_B.isnan().sum())
+        metrics[f"rewards/{name}/frac_unscored"] = float(values_B.isnan().double().mean())
+    if isinstance(reward_model, RewardModel):
+        metrics |= term_metrics(experience.scored, reward_model, experience.iteration)
     metrics |= {f"rewards/{name}": value for name, value in experience.scored.metrics.items()}
     return metrics
 

@@ -224,9 +224,10 @@ class TrajectoryPolicyGradient(LightningModule):
         self.update_metrics.started += waited
         self.update_metrics = joined(ranks.each_replica(lambda: self.update_metrics), self.update_metrics.started)
         self.method_state = self.experience.weighed.state
+        self.collector.reward_model.learn(self.iteration, ranks.each)
         self.num_tokens += self.experience.generated_tokens
         self.metrics = {
-            **iteration_metrics(self.experience, self.update_metrics.gap),
+            **iteration_metrics(self.experience, self.update_metrics.gap, self.collector.reward_model),
             **self.update_metrics.summary(),
             **({} if self.critic is None else {"critic/warmup": float(self.critic_alone)}),
             "num_tokens": self.num_tokens,
@@ -253,6 +254,7 @@ class TrajectoryPolicyGradient(LightningModule):
             "skipped_in_a_row": self.skipped_in_a_row,
             "memory": self.collector.memory.state(self.collector.update),
             "ahead": self.collector.ahead.state(self.collector.ranks),
+            "rewards": self.collector.reward_model.state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -262,6 +264,7 @@ class TrajectoryPolicyGradient(LightningModule):
         self.skipped_in_a_row = checkpoint["tpg"].get("skipped_in_a_row", 0)
         if (bound := checkpoint["tpg"].get("memory")) is not None:
             self.collector.memory.restore(bound, self.collector.update)
+        self.collector.reward_model.restore(checkpoint["tpg"].get("rewards", {}))
         self.collector.restore(checkpoint["tpg"].get("ahead"))
 
     def _iteration_callbacks(self) -> list[IterationCallback]:

@@ -53,6 +53,7 @@ def prepare(experiment: Experiment) -> Prepared:
     )
     for rendered in (training, held_out):
         check_context(rendered, experiment.rollout.max_response_tokens, policy.max_positions)
+    experiment.curriculum.check_prompts("curriculum", training)
     notes = list(examples.notes)
     filtered = training.filtered + held_out.filtered
     if filtered:

@@ -91,7 +91,7 @@ def run(
                 FolderRecorder(folder, tables_every=experiment.checkpoint.every),
                 ProgressLine(experiment.iterations, console),
                 NonfiniteSteps(folder.path if folder.writes else None, experiment.update.stop_after_nonfinite, console),
-                Guards(experiment.guards, responses, experiment.iterations, folder, console, ranks),
+                Guards(experiment.watched, responses, experiment.iterations, folder, console, ranks),
                 Checkpoints(folder, experiment.checkpoint, experiment.iterations, stop, ranks, found),
             ]
             trainer = experiment.trainer.build(
@@ -101,6 +101,7 @@ def run(
             if checkpoint is not None and iteration >= experiment.iterations:
                 state = torch.load(checkpoint, map_location="cpu", weights_only=True)
                 module.load_state_dict(state["state_dict"])
+                reward_model.restore(state["tpg"].get("rewards", {}))
                 policy.to(trainer.strategy.root_device)
                 evaluation.on_train_end(trainer, module)
             else:
@@ -139,6 +140,7 @@ def collector_of(
         on_step=on_step,
         critic=critic,
         ranks=ranks or Ranks(),
+        curriculum=experiment.curriculum,
         gathered=gathered,
     )
 

@@ -1,0 +1,1 @@
+"""Progress of a response through a finite automaton."""

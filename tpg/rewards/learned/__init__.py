@@ -1,0 +1,1 @@
+"""Reward models that were learned: sequence classifiers, token-level models, implicit rewards."""

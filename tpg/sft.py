@@ -1,0 +1,30 @@
+"""Supervised training before RL: `python -m tpg.sft task=sort demonstrations=task`. See `--help`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from tpg.jobs import CONF, reported, run_entry
+from tpg.stage_jobs import perform
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="sft")
+def job(config: DictConfig) -> float:
+    """Check, load, train. Returns the held-out loss, nats a response token."""
+    return reported(imitate, config)
+
+
+def imitate(config: DictConfig) -> float:
+    """What `job` does, mistakes raised."""
+    from tpg.stages.kinds import Supervised
+    from tpg.stages.options import SupervisedStage
+
+    return perform(config, Supervised(), SupervisedStage)
+
+
+def main() -> None:
+    """The console script tpg-sft."""
+    run_entry(job)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What the entries of the stages before reinforcement learning share: a stage begun, or gone on with, from a config."""
+
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from tpg.continuing import HARDWARE
+from tpg.errors import Interrupted, UserError
+from tpg.jobs import BOOKKEEPING, job_of_sweep, new_folder, own_config, refuse_other_run
+from tpg.launching import slurm
+
+if TYPE_CHECKING:
+    from tpg.stages.options import Stage
+    from tpg.stages.run import Kind
+
+
+def perform(config: DictConfig, kind: "Kind[Any, Any]", options: "type[Stage]") -> float:
+    """Check, load, train, unless that is done; returns the held-out metric that the stage comes to."""
+    from tpg.composition import built, find_user_modules
+    from tpg.stages.run import StageSpec, carry_out
+    from tpg.training.parallel.ranks import started_together
+
+    find_user_modules()
+    if (count := started_together()) > 1:
+        raise UserError(f"{count} processes were started together, and a stage runs on one device; start one alone")
+    path, stored, begun = _place(config, kind)
+    finished = path / "summary.json"
+    if begun and finished.is_file():
+        return _told_finished(path, kind)
+    node = OmegaConf.create({key: value for key, value in stored.items() if key not in BOOKKEEPING})
+    stage = built(node, options)
+    stage.check()
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    stop_file = job_of_sweep(config).launch.stop if sweep else None
+    text = OmegaConf.to_yaml(OmegaConf.create(stored))
+    try:
+        summary = carry_out(kind, StageSpec(stage, stored, text, path, begun, stop_file))
+    except Interrupted as interruption:
+        if not sweep:
+            _say_how_to_continue(config, path, kind, int(interruption.args[0]), requeue=stage.checkpoint.requeue)
+        raise
+    return float(summary[kind.objective])
+
+
+def _place(config: DictConfig, kind: "Kind[Any, Any]") -> tuple[Path, dict[str, Any], bool]:
+    """The run's folder, its config, and whether it was begun before.
+
+    The same command finds its run again where that is finished, in a sweep, and where SLURM starts its job again.
+    """
+    from tpg.training.run_folder import RunFolder
+
+    hydra = HydraConfig.get()
+    if config.resume is not None:
+        return _continued(config, kind, hydra.overrides.task)
+    path = new_folder(config, f"{kind.entry.removeprefix('tpg.')}-{hydra.runtime.choices.get('task')}")
+    composed = own_config(config)
+    _clear_unborn(path)
+    own = path / "config.yaml"
+    again = (path / "summary.json").is_file() or hydra.mode == RunMode.MULTIRUN or slurm.restarted()
+    if own.is_file() and again:
+        refuse_other_run(path, own, composed, "give another run_dir, or that run's config")
+        return path, _stored(own), True
+    RunFolder.refuse_other_run(path)
+    return path, composed, False
+
+
+def _continued(config: DictConfig, kind: "Kind[Any, Any]", overrides: list[str]) -> tuple[Path, dict[str, Any], bool]:
+    from tpg.training.run_folder import RunFolder
+
+    try:
+        folder = RunFolder.opened(Path(config.resume).absolute())
+    except UserError as error:
+        raise UserError(f"resume={error}") from None
+    stored = _stored(folder.config)
+    if kind.data not in stored:
+        raise UserError(f"resume={folder.path}: the run in it is none of {kind.entry}: its config has no {kind.data}")
+    changed = OmegaConf.create(stored)
+    for override in overrides:
+        key = override.lstrip("+~").split("=")[0]
+        group, _, rest = key.partition(".")
+        if key == "tokens_per_microbatch" or (group == "trainer" and rest in HARDWARE):
+            OmegaConf.update(changed, key, OmegaConf.select(config, key), force_add=True)
+        elif key == "trainer":
+            changed.trainer.update({name: config.trainer[name] for name in sorted(HARDWARE)})
+        elif key != "resume":
+            raise UserError(
+                f"{key}: resume continues with the run's own config; only the trainer's device and"
+                " tokens_per_microbatch= may be given beside it"
+            )
+    plain: Any = OmegaConf.to_container(changed)
+    return folder.path, plain, True
+
+
+def _stored(config: Path) -> dict[str, Any]:
+    stored: Any = OmegaConf.to_container(OmegaConf.load(config))
+    return dict(stored)
+
+
+def _told_finished(path: Path, kind: "Kind[Any, Any]") -> float:
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    value = float(summary[kind.objective])
+    print(f"{path}: finished before, with {kind.objective} {value:.4f}; nothing to do")
+    return value
+
+
+def _say_how_to_continue(config: DictConfig, path: Path, kind: "Kind[Any, Any]", number: int, *, requeue: bool) -> None:
+    job = slurm.job_id()
+    if number == signal.SIGUSR1 and job is not None and requeue:
+        if config.run_dir is not None or config.resume is not None:
+            print(slurm.requeued(job), file=sys.stderr)
+            return
+        print("not requeued: without run_dir= the job would begin another run", file=sys.stderr)
+    if (path / "config.yaml").is_file():
+        print(f"interrupted; continue with: python -m {kind.entry} resume={path}", file=sys.stderr)
+    else:
+        print("interrupted before anything was written; give the same command again", file=sys.stderr)
+
+
+def _clear_unborn(path: Path) -> None:
+    """Remove what is left of a folder that was being made when its process was killed."""
+    left = {item.name for item in path.iterdir()} if path.is_dir() else set()
+    if left and left <= {"checkpoints", "config.tmp"} and not any(path.glob("checkpoints/*")):
+        shutil.rmtree(path, ignore_errors=True)

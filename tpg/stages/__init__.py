@@ -1,0 +1,1 @@
+"""What comes before reinforcement learning: supervised training, and reward models from preferences."""

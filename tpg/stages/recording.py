@@ -1,0 +1,96 @@
+"""Callbacks that write a step down: the run's folder, the loggers, the screen."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tpg.stages.module import StageCallback, StageModule
+from tpg.training.run_folder import RunFolder
+
+FIRST = 5
+"""Steps of which each has a line off a terminal."""
+LINES = 50
+"""About how many lines there are of the others."""
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "accuracy": "accuracy {:.3f}",
+    "perf/throughput": "{:.0f} tokens/s",
+    "eval/loss": "held out {:.4f}",
+    "eval/perplexity": "perplexity {:.3f}",
+    "eval/accuracy": "accuracy {:.3f}",
+    "eval/calibration_error": "calibration error {:.3f}",
+}
+
+
+class StepRecorder(StageCallback):
+    """Writes metrics.csv, whose `iteration` is the optimizer step, and sends the row to every logger."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def on_start_measured(self, module: StageModule) -> None:
+        """The row of step 0."""
+        self._record(module, 0)
+
+    def on_iteration_end(self, module: Any, iteration: int) -> None:
+        """A step's row."""
+        self._record(module, iteration)
+
+    def _record(self, module: StageModule, step: int) -> None:
+        row = {"iteration": step, **module.metrics}
+        self.folder.add_row(row)
+        for logger in module.loggers:
+            logger.log_metrics(dict(row), step=step)
+
+
+class StepLine(StageCallback):
+    """A bar with loss, tokens/s and the time left; off a terminal lines, of the first steps and of some others."""
+
+    def __init__(self, steps: int, console: Console) -> None:
+        self.steps = steps
+        self.console = console
+        self.bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the bar from where the run stands."""
+        self.bar.start()
+        self.task = self.bar.add_task("train", total=self.steps, completed=trainer.current_epoch, status="")
+
+    def on_start_measured(self, module: StageModule) -> None:
+        """What there is before any step."""
+        self.console.print(f"step 0/{self.steps}  {shown(module.metrics)}", highlight=False)
+
+    def on_iteration_end(self, module: Any, iteration: int) -> None:
+        """Move on."""
+        metrics = module.metrics
+        self.bar.update(self.task, advance=1, status=shown(metrics))
+        every = max(1, self.steps // LINES)
+        measured = any(name.startswith("eval/") for name in metrics)
+        if self.bar.disable and (iteration <= FIRST or iteration % every == 0 or measured):
+            line = f"step {iteration}/{self.steps}  {shown(metrics)}  {metrics['step_time']:.1f} s"
+            self.console.print(line, highlight=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the finished bar on the screen."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Free the terminal."""
+        self.bar.stop()
+
+
+def shown(metrics: dict[str, float]) -> str:
+    """The metrics that a line has room for."""
+    return "  ".join(form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics)
