@@ -12,7 +12,8 @@ from tpg.policies.base import PolicyOptions
 
 # `RUN` stands for the folder of an earlier run; `...` in an expected line for any text.
 REWARDS = (
-    "exact_answer, function, last_number, length, math_verify, overlong, reasoning_gym, regex, sorted_digits; "
+    "automaton, automaton_adaptive, classifier, exact_answer, function, hidden_reward, implicit, judge, last_number, "
+    "length, math_verify, overlong, pairwise_judge, python_tests, reasoning_gym, regex, sorted_digits, token_sum; "
     "did you mean exact_answer?"
 )
 MISTAKES = {
@@ -20,7 +21,7 @@ MISTAKES = {
     "algoritm=grpo": "algoritm: no such key; a config has ..., algorithm, ...; did you mean algorithm?",
     "algorithm=grop": "algorithm=grop: no such option; there are ..., dr_grpo, grpo, ...; did you mean grpo?",
     "experiment=quikstart": (
-        "experiment=quikstart: no such option; there are quickstart, ...; did you mean quickstart?"
+        "experiment=quikstart: no such option; there are automaton, quickstart, ...; did you mean quickstart?"
     ),
     "mismatch=sequence_trunkate": (
         "mismatch=sequence_trunkate: no such option; there are none, ...; did you mean sequence_truncate or ...?"

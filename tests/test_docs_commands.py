@@ -39,7 +39,9 @@ def here(tmp_path_factory):
     """A working directory with the files that the docs speak of."""
     folder = tmp_path_factory.mktemp("here") / "examples"
     shutil.copytree(DOCS / "examples", folder)
-    lines = [json.dumps({"prompt": f"{i}?", "question": f"{i}?", "answer": str(i)}) for i in range(20)]
+    lines = [
+        json.dumps({"prompt": f"{i}?", "question": f"{i}?", "answer": str(i), "solution": str(i)}) for i in range(20)
+    ]
     for name in ("data.jsonl", "train.jsonl", "test.jsonl"):
         (folder / name).write_text("\n".join(lines))
     with pytest.MonkeyPatch.context() as patch:
