@@ -86,11 +86,11 @@ def test_a_users_task_and_reward_train_from_their_folder(tmp_path):
 def test_a_hanging_reward_leaves_everything_unscored_and_the_run_goes_on(tmp_path):
     done = train(
         tmp_path, "reward_model=[function]", "reward_model.function.function=mine:sleeps",
-        "reward_model.function.timeout_s=0.2", "run_dir=run", "evaluation.every=0", "rollout.prompts=1",
+        "reward_model.function.timeout_s=1", "run_dir=run", "evaluation.every=0", "rollout.prompts=1",
         "rollout.responses_per_prompt=2", "reward_workers=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "reward_model.function left responses unscored: no value within 0.2 s" in done.stdout
+    assert "reward_model.function left responses unscored: no value within 1 s" in done.stdout
     assert [float(row["completions/unscored"]) for row in rows(tmp_path / "run")] == [2.0, 2.0]
 
 

@@ -177,7 +177,8 @@ def test_our_side_runs_alone_and_leaves_figures_and_a_picture(tmp_path, monkeypa
         parts = seconds["generate"] + seconds["reward"] + seconds["update"]
         assert parts == pytest.approx(seconds["iteration"])
         assert run["memory_bytes"] > 50e6
-    assert 0 < record["floor_share"]["ours"]["iteration"] < 1
+    share = record["floor"]["iteration"] / record["ours"]["median"]["iteration"]
+    assert record["floor_share"]["ours"]["iteration"] == pytest.approx(share)
     assert (folder / "step.png").read_bytes().startswith(b"\x89PNG")
     assert "iteration, s" in capsys.readouterr().out
 
