@@ -11,10 +11,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m tpg.train experiment=quickstart
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-long: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m long
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 	$(MAKE) test-vllm
 
 test-vllm: $(VLLM)/.ready

@@ -41,7 +41,6 @@ def test_purposes_are_pinned():
         "CONTINUATION": 4,
         "MINIBATCHES": 5,
         "INITIALIZATION": 6,
-        "WARM_START": 7,
         "LOTS": 8,
     }
 

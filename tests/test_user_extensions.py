@@ -29,6 +29,9 @@ class Echo(Task):
 class AskToStop(Callback):
     def on_fit_start(self, trainer, pl_module):
         os.kill(os.getpid(), signal.SIGINT)
+"""
+REWARDS = """
+import time
 
 
 def has_letter(response, letter):
@@ -36,8 +39,6 @@ def has_letter(response, letter):
 
 
 def sleeps(response):
-    import time
-
     time.sleep(60)
 """
 OPTION = """
@@ -51,6 +52,7 @@ overlong_prompts: raise
 
 def train(folder, *overrides, flags=()):
     (folder / "mine.py").write_text(TASK)
+    (folder / "my_rewards.py").write_text(REWARDS)
     (folder / "my_conf" / "task").mkdir(parents=True, exist_ok=True)
     (folder / "my_conf" / "task" / "echo.yaml").write_text(OPTION)
     command = [
@@ -74,7 +76,7 @@ def rows(folder):
 
 def test_a_users_task_and_reward_train_from_their_folder(tmp_path):
     done = train(
-        tmp_path, "task.size=10", "reward_model=[function]", "reward_model.function.function=mine:has_letter",
+        tmp_path, "task.size=10", "reward_model=[function]", "reward_model.function.function=my_rewards:has_letter",
         "run_dir=run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -85,7 +87,7 @@ def test_a_users_task_and_reward_train_from_their_folder(tmp_path):
 
 def test_a_hanging_reward_leaves_everything_unscored_and_the_run_goes_on(tmp_path):
     done = train(
-        tmp_path, "reward_model=[function]", "reward_model.function.function=mine:sleeps",
+        tmp_path, "reward_model=[function]", "reward_model.function.function=my_rewards:sleeps",
         "reward_model.function.timeout_s=1", "run_dir=run", "evaluation.every=0", "rollout.prompts=1",
         "rollout.responses_per_prompt=2", "reward_workers=1",
     )  # fmt: skip
@@ -96,7 +98,7 @@ def test_a_hanging_reward_leaves_everything_unscored_and_the_run_goes_on(tmp_pat
 
 def test_a_multirun_makes_a_folder_a_job_and_outlives_a_bad_one(tmp_path):
     done = train(
-        tmp_path, "reward_model=[function]", "reward_model.function.function=mine:has_letter",
+        tmp_path, "reward_model=[function]", "reward_model.function.function=my_rewards:has_letter",
         "algorithm=rloo,remax", "rollout.responses_per_prompt=1,2", "hydra.sweep.dir=sweep", flags=["-m"],
     )  # fmt: skip
     assert (tmp_path / "sweep").is_dir(), done.stderr
@@ -109,7 +111,7 @@ def test_a_multirun_makes_a_folder_a_job_and_outlives_a_bad_one(tmp_path):
 
 def test_a_stop_in_the_very_first_rollout_leaves_its_boundary(tmp_path):
     done = train(
-        tmp_path, "reward_model=[function]", "reward_model.function.function=mine:has_letter", "run_dir=run",
+        tmp_path, "reward_model=[function]", "reward_model.function.function=my_rewards:has_letter", "run_dir=run",
         "evaluation.every=0", "+callbacks.stop._target_=mine.AskToStop",
     )  # fmt: skip
     assert done.returncode == 130, done.stderr

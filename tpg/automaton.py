@@ -5,6 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tpg.errors import UserError, one_line
@@ -49,7 +50,7 @@ def table(automaton: Automaton) -> Table:
         kinds = {"start": state == automaton.start, "accepting": state in automaton.accepting}
         told = ", ".join([state, *(kind for kind, holds in kinds.items() if holds)])
         leads = ", ".join(f"{event} -> {after}" for event, after in automaton.transitions.get(state, {}).items())
-        made.add_row(told, str(automaton.distances.get(state, "never")), leads)
+        made.add_row(escape(told), str(automaton.distances.get(state, "never")), escape(leads))
     return made
 
 

@@ -188,7 +188,7 @@ def composition_error(error: BaseException, overrides: Sequence[str], conf: Path
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, given = error.missing_cfg_file.rpartition("/")
         options = error.options or sorted(file.stem for file in (conf / group).glob("*.yaml"))
-        place = group or "--config-name"
+        place = _place(group, given, overrides) if group else "--config-name"
         return f"{place}={given}: no such option; there are {', '.join(options)}{did_you_mean(given, options)}"
     origin = error.__cause__ or error
     if isinstance(origin, ConfigKeyError | ConfigAttributeError) and OmegaConf.is_dict(origin.parent_node):
@@ -202,6 +202,16 @@ def composition_error(error: BaseException, overrides: Sequence[str], conf: Path
     told = one_line(str(error).split("Config search path")[0].split("See https")[0]) or one_line(origin)
     given = getattr(error, "override", None) or _blamed(told, overrides, conf)
     return f"{given}: {told}"
+
+
+def _place(group: str, given: str, overrides: Sequence[str]) -> str:
+    """The key that names an option of a group: the group's, or of `group@key=...` the one behind it."""
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        chosen, _, package = key.partition("@")
+        if chosen == group and given in re.findall(r"[^\s,\[\]'\"]+", value):
+            return package or group
+    return group
 
 
 def _blamed(told: str, overrides: Sequence[str], conf: Path) -> str:

@@ -104,15 +104,15 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[A
     return {key: (value, otherwise) for key, (value, otherwise) in values.items() if value != otherwise}
 
 
-def refuse_ranks() -> None:
-    """Raise `UserError` if this process is one of several that were started together: each would lead the sweep."""
+def refuse_ranks(what: str = "sweep") -> None:
+    """Raise `UserError` if this process is one of several that were started together: each would lead the jobs."""
     from tpg.training.parallel.ranks import started_together
 
     count = started_together()
     if count > 1:
         raise UserError(
-            f"{count} processes were started together (torchrun, srun), and a sweep is led by one; start it alone: each"
-            " job starts the processes that its trainer.devices asks for"
+            f"{count} processes were started together (torchrun, srun), and a {what} is led by one; start it alone:"
+            " each job starts the processes that its trainer.devices asks for"
         )
 
 

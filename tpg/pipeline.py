@@ -31,11 +31,12 @@ def pipeline(config: DictConfig) -> float:
     """What `job` does, mistakes raised."""
     from tpg.composition import find_user_modules
     from tpg.pipelines.checks import check_stage
-    from tpg.pipelines.folder import PipelineFolder, write
+    from tpg.pipelines.folder import PipelineFolder
     from tpg.pipelines.running import Running
+    from tpg.training.run_folder import write_atomically
 
     find_user_modules()
-    refuse_ranks()
+    refuse_ranks("pipeline")
     declared, path, search = _declared(config)
     for name in config.rerun:
         if name not in declared.stages:
@@ -46,7 +47,8 @@ def pipeline(config: DictConfig) -> float:
     folder.refuse_other()
     with folder.alone() as lock:
         stages = {name: {"entry": each.entry, "overrides": each.overrides} for name, each in declared.stages.items()}
-        write(folder.definition, OmegaConf.to_yaml(OmegaConf.create({"stages": stages, "search": search})))
+        declaration = OmegaConf.create({"stages": stages, "search": search})
+        write_atomically(folder.definition, OmegaConf.to_yaml(declaration))
         for name in config.rerun:
             folder.forget(name)
         running = Running(folder, lock, search)
@@ -67,7 +69,7 @@ def _declared(config: DictConfig) -> "tuple[Pipeline, Path, str | None]":
                     " train:iterations=50, may be given beside it"
                 )
         stored: Any = OmegaConf.to_container(OmegaConf.load(path / "pipeline.yaml"))
-        return _pipeline({"stages": stored["stages"]}, config), path, stored["search"]
+        return _pipeline({"stages": stored["stages"]}, config), path, _search() or stored["search"]
     path = new_folder(config, str(HydraConfig.get().runtime.choices["pipeline"]))
     raw: Any = OmegaConf.to_container(config.pipeline, resolve=False)
     return _pipeline(_with_values(raw, config), config), path, _search()

@@ -23,7 +23,6 @@ class Purpose(IntEnum):
     CONTINUATION = 4
     MINIBATCHES = 5
     INITIALIZATION = 6
-    WARM_START = 7
     LOTS = 8
 
 

@@ -16,9 +16,8 @@ def job(config: DictConfig) -> float:
 def judge(config: DictConfig) -> float:
     """What `job` does, mistakes raised."""
     from tpg.stages.kinds import RewardModel
-    from tpg.stages.options import PreferenceStage
 
-    return perform(config, RewardModel(), PreferenceStage)
+    return perform(config, RewardModel())
 
 
 def main() -> None:

@@ -16,9 +16,8 @@ def job(config: DictConfig) -> float:
 def imitate(config: DictConfig) -> float:
     """What `job` does, mistakes raised."""
     from tpg.stages.kinds import Supervised
-    from tpg.stages.options import SupervisedStage
 
-    return perform(config, Supervised(), SupervisedStage)
+    return perform(config, Supervised())
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""What the entries of the stages before reinforcement learning share: a stage begun, or gone on with, from a config."""
+"""What the entries of the stages before reinforcement learning share: a stage begun, or gone on with, from a config.
+
+`python -m tpg.stage_jobs FOLDER AGENT` is one rank of a stage that another process launched and describes there.
+"""
 
 import json
 import shutil
@@ -17,36 +20,72 @@ from tpg.jobs import BOOKKEEPING, job_of_sweep, new_folder, own_config, refuse_o
 from tpg.launching import slurm
 
 if TYPE_CHECKING:
+    from tpg.launching.exchange import Exchange
     from tpg.stages.options import Stage
     from tpg.stages.run import Kind
 
 
-def perform(config: DictConfig, kind: "Kind[Any, Any]", options: "type[Stage]") -> float:
+def perform(config: DictConfig, kind: "Kind[Any, Any]") -> float:
     """Check, load, train, unless that is done; returns the held-out metric that the stage comes to."""
-    from tpg.composition import built, find_user_modules
-    from tpg.stages.run import StageSpec, carry_out
+    from tpg.composition import find_user_modules
+    from tpg.launching.processes import launched
+    from tpg.launching.spec import Spec
+    from tpg.launching.stages import carry_out
     from tpg.training.parallel.ranks import started_together
 
     find_user_modules()
     if (count := started_together()) > 1:
-        raise UserError(f"{count} processes were started together, and a stage runs on one device; start one alone")
+        raise UserError(
+            f"{count} processes were started together (torchrun, srun), and a stage starts its own; start one alone,"
+            f" with trainer=ddp trainer.devices={count}"
+        )
     path, stored, begun = _place(config, kind)
     finished = path / "summary.json"
     if begun and finished.is_file():
         return _told_finished(path, kind)
-    node = OmegaConf.create({key: value for key, value in stored.items() if key not in BOOKKEEPING})
-    stage = built(node, options)
+    stage = _stage(kind, stored)
     stage.check()
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     stop_file = job_of_sweep(config).launch.stop if sweep else None
     text = OmegaConf.to_yaml(OmegaConf.create(stored))
+    spec = Spec(stage, stored, text, path, begun, stop_file)
     try:
-        summary = carry_out(kind, StageSpec(stage, stored, text, path, begun, stop_file))
+        if stage.trainer.processes == 1:
+            summary = carry_out(kind, spec)
+        else:
+            summary = launched(spec, "tpg.stage_jobs", {"entry": kind.entry})
     except Interrupted as interruption:
         if not sweep:
             _say_how_to_continue(config, path, kind, int(interruption.args[0]), requeue=stage.checkpoint.requeue)
         raise
     return float(summary[kind.objective])
+
+
+def _stage(kind: "Kind[Any, Any]", stored: dict[str, Any]) -> "Stage":
+    """The options that a stage's config describes. Raises `UserError` at the first mistake."""
+    from tpg.composition import built
+
+    node = OmegaConf.create({key: value for key, value in stored.items() if key not in BOOKKEEPING})
+    return built(node, kind.options)
+
+
+def _taken_part(exchange: "Exchange") -> dict[str, Any]:
+    """The summary of the stage that this process is a rank of."""
+    from tpg.composition import find_user_modules
+    from tpg.launching.exchange import read
+    from tpg.launching.spec import Spec
+    from tpg.launching.stages import carry_out
+    from tpg.stages.kinds import KINDS
+    from tpg.training.parallel.ranks import joined
+
+    job = read(exchange.job)
+    kind = KINDS[job["entry"]]
+    find_user_modules()
+    ranks = joined(job["device"], job["tensor_parallel"], job["timeout_s"])
+    stored: Any = OmegaConf.to_container(OmegaConf.create(job["text"]))
+    stage = ranks.together(lambda: _stage(kind, stored))
+    spec = Spec(stage, stored, job["text"], Path(job["path"]), job["begun"], exchange.stop)
+    return carry_out(kind, spec, ranks)
 
 
 def _place(config: DictConfig, kind: "Kind[Any, Any]") -> tuple[Path, dict[str, Any], bool]:
@@ -91,7 +130,7 @@ def _continued(config: DictConfig, kind: "Kind[Any, Any]", overrides: list[str])
             changed.trainer.update({name: config.trainer[name] for name in sorted(HARDWARE)})
         elif key != "resume":
             raise UserError(
-                f"{key}: resume continues with the run's own config; only the trainer's device and"
+                f"{key}: resume continues with the run's own config; only the trainer's devices and"
                 " tokens_per_microbatch= may be given beside it"
             )
     plain: Any = OmegaConf.to_container(changed)
@@ -128,3 +167,9 @@ def _clear_unborn(path: Path) -> None:
     left = {item.name for item in path.iterdir()} if path.is_dir() else set()
     if left and left <= {"checkpoints", "config.tmp"} and not any(path.glob("checkpoints/*")):
         shutil.rmtree(path, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    from tpg.launching.rank import take_part
+
+    take_part(_taken_part)

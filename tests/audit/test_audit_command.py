@@ -106,6 +106,7 @@ REFUSED = {
     "audit.vary={horizon:[2],worlds:[1]}": "audit.vary=...",
     "audit.vary={horizon:[2,8]} audit.vocabulary=8": "audit.vocabulary=8 audit.horizon=8 ...; at most 2000",
     "audit.estimators=grpo": "audit.estimators=grpo: should be a list, e.g. [grpo], or all",
+    "combination=gdpo algorithm=rloo": "combination: GDPO compares the responses to one ...; use audit.on=policy...",
     "audit.estimators=[]": "audit.estimators: names no estimator; ...",
 }
 

@@ -205,3 +205,21 @@ def test_one_batch_shows_no_noise(audited):
 def test_a_group_that_is_too_small_is_told(audited):
     with pytest.raises(UserError, match=r"rollout.responses_per_prompt=1: rloo compares the responses to one prompt"):
         audited({"rloo": RLOO()}, "estimator=reinforce", "rollout.responses_per_prompt=1")
+
+
+def test_rewards_by_comparison_are_held_against_the_weighted_sum():
+    """The stand-in is the gradient of the expected sum, whatever the combination makes of it."""
+    found = {}
+    for combination in ("weighted_sum", "rank", "gdpo"):
+        letters = ("reward_model=[regex]", "reward_model.regex.pattern='[a-m]'", "reward_workers=1")
+        options = experiment(*SMALL, *letters, f"combination={combination}")
+        prepared = prepare(options)
+        engine = options.rollout.build(prepared.policy)
+        with prepared.reward_model(options) as rewards, torch.no_grad():
+            found[combination] = Rollouts(options, engine, prepared, rewards, {"rloo": RLOO()}).draw(1, for_all=True)
+    plain = found.pop("weighted_sum")
+    assert plain.unbiased_D.norm() > 0
+    assert torch.allclose(plain.unbiased_D, plain.estimates["rloo"][0])
+    for batch in found.values():
+        assert torch.allclose(batch.unbiased_D, plain.unbiased_D)
+        assert (batch.estimates["rloo"][0] - plain.unbiased_D).norm() > 0.1 * plain.unbiased_D.norm()

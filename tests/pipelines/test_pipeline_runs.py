@@ -1,20 +1,13 @@
 """What runs, what is skipped and what runs again; every stage trains, in this process instead of one of its own."""
 
-import contextlib
-import importlib
-import io
 import json
 import os
 import signal
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import yaml
 from docs_commands import PAGES, commands
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.singleton import Singleton
 from processes import reproducible
 from small_pipelines import STAGES, declared
 
@@ -26,44 +19,15 @@ ALL = list(STAGES)
 
 
 @pytest.fixture
-def ran(entry, tmp_path, monkeypatch):
-    """Runs the pipeline; the exit code, the stages that ran (with what each was given first), stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    begun = []
-
-    def here(command, lock, variables, output=None):
-        """As `run_stage` does it."""
-        state, argv = Singleton.get_state(), sys.argv
-        GlobalHydra.instance().clear()
-        sys.argv = command[2:]
-        name = next(
-            (Path(word.split("=")[1]).name for word in sys.argv if word.startswith(("run_dir=", "resume="))), "judged"
-        )
-        begun.append(name if sys.argv[1].startswith("run") else f"{name} again")
-        code, printed = 0, io.StringIO()
-        try:
-            with contextlib.redirect_stdout(printed):
-                importlib.import_module(sys.argv[0]).main()
-        except SystemExit as end:
-            code = end.code
-        finally:
-            sys.argv = argv
-            GlobalHydra.instance().clear()
-            Singleton.set_state(state)
-        if output is not None:
-            output.write_text(printed.getvalue())
-        return code
-
-    monkeypatch.setattr(running, "run_stage", here)
+def ran(in_process, tmp_path):
+    """Runs the small pipeline, and goes on with it."""
     given = declared(tmp_path)
 
     def call(*arguments):
-        begun.clear()
         chosen = [] if any(word.startswith("resume=") for word in arguments) else given
-        code, out, err = entry(tpg.pipeline, *chosen, *arguments)
-        return code, list(begun), out, err
+        return in_process(*chosen, *arguments)
 
-    call.here = here
+    call.here = in_process.here
     return call
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from published import Published, experiment, setting
 
+from tpg.errors import UserError
 from tpg.planning.activations import activations, layer_of
 from tpg.planning.advice import advice_for
 from tpg.planning.layout import Layout, layout_of
@@ -231,3 +232,46 @@ def test_the_margin_must_stay_free():
     memory = memory_of(made)
     assert memory.allowed == pytest.approx(1e8)
     assert not memory.fits
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A sequence classifier's folder, as far as a plan reads it, and its numbers."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 1}
+    model = LlamaForSequenceClassification(LlamaConfig(vocab_size=99, num_labels=1, **sizes))
+    folder = tmp_path_factory.mktemp("classifier")
+    model.save_pretrained(folder)
+    return str(folder), sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_learned_reward_models_are_held_whole_by_every_device(classifier):
+    path, numbers = classifier
+    made = experiment(*SMALL[:2], *SMALL[3:], "reward_model=[classifier]", f"reward_model.classifier.path={path}")
+    for dtype, width in (("float32", 4), ("bfloat16", 2)):
+        term = replace(made.reward_model["classifier"], dtype=dtype)
+        for layout in (Layout(), Layout(4, 1, sharded=True)):
+            own = setting(replace(made, reward_model={"classifier": term}), layout, device="cuda")
+            held = part(memory_of(own), "reward model")
+            assert (held.generation, held.update) == (numbers * width, numbers * width)
+            assert held.detail.startswith("classifier, 0.0 M in " + dtype)
+
+    def placed(device):
+        term = replace(made.reward_model["classifier"], device=device)
+        memory = memory_of(setting(replace(made, reward_model={"rm": term}), Layout(4), device="cuda"))
+        return sum(each.generation for each in memory.parts if each.name == "reward model")
+
+    assert (placed("cpu"), placed("cuda"), placed("cuda:0")) == (0, 4 * numbers, 4 * 4 * numbers)
+
+
+def test_an_implicit_reward_has_two_models_and_a_missing_one_is_told(tmp_path):
+    for name, seed in (("dpo", 1), ("sft", 2)):
+        Tiny().load(seed=seed).model.save_pretrained(tmp_path / name)
+    numbers = sum(parameter.numel() for parameter in Tiny().load(seed=0).model.parameters())
+    given = (f"reward_model.implicit.path={tmp_path}/dpo", f"reward_model.implicit.reference_path={tmp_path}/sft")
+    made = experiment(*SMALL[:2], *SMALL[3:], "reward_model=[implicit]", *given)
+    assert part(memory_of(setting(made)), "reward model").generation == 2 * 4 * numbers
+    term = replace(made.reward_model["implicit"], reference_path="./none")
+    with pytest.raises(UserError, match=r"reward_model.implicit.reference_path=./none: no such folder"):
+        outline_of(replace(made, reward_model={"implicit": term}), "32-true")

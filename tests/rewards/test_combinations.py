@@ -53,6 +53,21 @@ def test_the_sum_behind_a_gate():
     assert combination.absolute(values, weights, samples(0, 0, 0, 0, 0)) == expected
 
 
+def test_a_term_of_weight_zero_is_no_part_of_the_reward_unless_it_is_a_gate():
+    values = {"right": [1.0, 2.0, NAN], "watched": [NAN, 5.0, 5.0]}
+    weights = {"right": 2.0, "watched": 0.0}
+    for combination in (WeightedSum(), LengthControlled(gates={})):
+        assert combination.rewards(values, weights, samples(0, 0, 0), 1) == near([2.0, 4.0, NAN])
+        assert combination.absolute(values, weights, samples(0, 0, 0)) == near([2.0, 4.0, NAN])
+    assert GDPO(epsilon=0).rewards(values, weights, samples(0, 0, 0), 1) == near([-(2**0.5), 2**0.5, NAN])
+    gated = WeightedSum(gates={"watched": 6.0})
+    assert gated.rewards(values, weights, samples(0, 0, 0), 1) == near([NAN, 0.0, 0.0])
+    fading = WeightedSum(schedules={"watched": Schedule(final=0.0, iterations=1)})
+    own = {"right": 2.0, "watched": 1.0}
+    assert fading.rewards(values, own, samples(0, 0, 0), 1) == near([NAN, 9.0, NAN])
+    assert fading.rewards(values, own, samples(0, 0, 0), 2) == near([2.0, 4.0, NAN])
+
+
 def test_every_gate_must_be_passed_and_rounding_shuts_none():
     combination = WeightedSum(gates={"a": 0.7, "b": -1.0})
     float32 = 0.699999988079071

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tpg.errors import UserError
-from tpg.rewards.base import Failure, LoadedTerm, Sample, Scorer
+from tpg.rewards.base import Failure, LoadedTerm, Sample, Scorer, Told
 from tpg.rewards.function import Function
 from tpg.rewards.length import LengthTarget
 from tpg.rewards.match import ExactAnswer, LastNumber
@@ -336,13 +336,25 @@ class Shouting(Scorer):
         ]
 
     def metrics(self):
-        return {"device_is_cpu": float(self.device == "cpu")}
+        return {"on_cpu": Told(float(self.device == "cpu"), 1)}
 
     def to(self, device):
         self.device = device
 
     def close(self):
         self.closed = True
+
+
+def test_what_was_loaded_before_another_was_not_to_be_had_is_freed(monkeypatch):
+    class Missing(LoadedTerm):
+        def load(self, key):
+            raise UserError(f"{key}: not here")
+
+    made = Shouting()
+    monkeypatch.setattr(Shouts, "load", lambda self, key: made)
+    with pytest.raises(UserError, match=r"^against\.gone: not here$"):
+        load_scorers({"loud": Shouts(), "gone": Missing()}, "against")
+    assert made.closed
 
 
 def test_a_loaded_term_scores_here_beside_those_of_the_workers():
@@ -357,5 +369,5 @@ def test_a_loaded_term_scores_here_beside_those_of_the_workers():
     assert rewards.scored == [True, False, False, True]
     assert rewards.failures == {"loud": {"raised": 1, "NaN": 1}}
     assert rewards.first_failure == {"loud": "SilentError: no letters"}
-    assert rewards.metrics == {"loud/device_is_cpu": 0.0}
+    assert rewards.metrics == {"loud/on_cpu": 0.0}
     assert scorers["loud"].closed

@@ -85,7 +85,7 @@ def forks(rollout: Trajectories, rows, positions, count=2) -> list[Prefix]:
     return made
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 7, 128])
+@pytest.mark.parametrize("lanes", [pytest.param(1, marks=pytest.mark.long), 2, 7, 128])
 def test_forks_read_nothing_again(policy, rollout, lanes, monkeypatch):
     engine = Native(batch_responses=lanes).build(policy)
     assert_same(engine.generate(PREFIXES, Sampling(), retain=True), rollout)

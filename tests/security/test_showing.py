@@ -15,7 +15,7 @@ import tpg
 import tpg.report
 import tpg.train
 from tpg.job_records import job_name
-from tpg.training.judging import _plain
+from tpg.training.judging_report import plain
 from tpg.training.recording import ProgressLine
 
 FILES = sorted(Path(tpg.__file__).parent.rglob("*.py"))
@@ -81,14 +81,14 @@ MARKUP = ["[bold]x[/bold]", "[/]", "[/nope]", r"\[red]x", r"\\[red]x", "[link=fi
 def test_an_answer_is_printed_as_it_is(text):
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="truecolor")
     table = Table("answer", header_style="none", border_style="none")
-    table.add_row(_plain(text))
+    table.add_row(plain(text))
     console.print(table)
     assert f" {text} " in console.file.getvalue()
 
 
 def test_an_answer_does_not_steer_the_terminal():
     console = Console(file=io.StringIO(), width=80)
-    console.print(_plain("a\x1b]0;title\x07b\x1b[2Jc\rd"))
+    console.print(plain("a\x1b]0;title\x07b\x1b[2Jc\rd"))
     assert not set(console.file.getvalue()) & {"\x1b", "\x07", "\r"}
 
 

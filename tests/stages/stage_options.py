@@ -2,8 +2,11 @@
 
 import csv
 import json
+import sys
 
+import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 
 from tpg.policies.tiny import Tiny
 from tpg.stages.options import PreferenceStage, SupervisedStage
@@ -45,6 +48,18 @@ def written(path, rows):
     return path
 
 
+def run_in(folder, module, *arguments):
+    """One command in a folder, in this process; for fixtures of a whole file, which can have no `entry`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        patch.setattr(sys, "argv", [module.__name__, *arguments])
+        GlobalHydra.instance().clear()
+        module.main()
+        GlobalHydra.instance().clear()
+    return folder / "run"
+
+
 def rows_of(run):
     """Metrics without times."""
     with (run / "metrics.csv").open(newline="") as file:
@@ -72,3 +87,23 @@ def assert_same_run(run, other, model):
         for name in ("seconds", "last"):
             summary.pop(name)
     assert summaries[0] == summaries[1]
+
+
+def assert_passes_change_nothing(made, bounds, tolerance):
+    """A step's loss, other metrics and gradient are the same in one pass, in some and in one a row; `made` by bound."""
+    rows, found = [4, 0, 2, 1, 3], []
+    for tokens in bounds:
+        module = made(tokens)
+        passes = module.passes(rows)
+        assert sorted(row for part in passes for row in part) == sorted(rows)
+        shares = [module.share(part, rows) for part in passes]
+        total = sum(loss for loss, _ in shares)
+        total.backward()
+        others = [sum(each[name] for _, each in shares) for name in shares[0][1]]
+        gradients = [weight.grad for weight in module.trained.parameters()]
+        found.append((len(passes), [total.item(), *others], gradients))
+    assert found[0][0] == 1 < found[1][0] < found[2][0] == 5
+    for _, numbers, gradients in found[1:]:
+        assert numbers == pytest.approx(found[0][1], abs=tolerance)
+        for gradient, whole in zip(gradients, found[0][2], strict=True):
+            torch.testing.assert_close(gradient, whole, atol=tolerance, rtol=10 * tolerance)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from builders import family_policy, gpt2_policy, in_double_precision, tiny_policy
-from stage_options import SMALL, preference_stage
+from stage_options import SMALL, assert_passes_change_nothing, preference_stage
 
 from tpg.errors import UserError
 from tpg.policies.base import LoRA
@@ -38,7 +38,7 @@ def made(policy=None, **options):
 
 def test_conversations_are_those_that_a_reward_term_reads():
     module = made()
-    tokens, tokenizer = module.train_pairs, module.classifier.tokenizer
+    tokens, tokenizer = module.data, module.classifier.tokenizer
     assert list(tokens.chosen[1]) == conversation_ids(tokenizer, "a longer prompt:", "yes")
     assert tokenizer.decode(tokens.rejected[0]) == "abc\n\na longer response"
     assert tokenizer.decode(tokens.chosen[4]) == "e\n\n67"
@@ -51,7 +51,7 @@ def test_a_reward_is_a_head_on_the_last_hidden_state_of_the_policy(name):
     model = policy.model.get_base_model() if hasattr(policy.model, "get_base_model") else policy.model
     head = module.classifier.model.score
     assert head.weight.shape[0] == 1
-    tokens = module.train_pairs
+    tokens = module.data
     with torch.no_grad():
         together = module.classifier([*tokens.chosen, *tokens.rejected])
         for row, ids in enumerate((*tokens.chosen, *tokens.rejected)):
@@ -77,7 +77,7 @@ def test_what_is_written_scores_as_what_was_trained(name, tmp_path):
     samples = [Sample(prompt=pair.prompt, response=pair.chosen) for pair in PAIRS[:4]]
     found = scorer.outcomes([scorer.begin(sample) for sample in samples])
     with torch.no_grad():
-        expected = module.classifier(list(module.train_pairs.chosen[:4]))
+        expected = module.classifier(list(module.data.chosen[:4]))
     torch.testing.assert_close(torch.tensor(found), expected, atol=1e-4, rtol=1e-4)
     assert float(expected.std()) > 1e-2
     assert module.trained.state_dict().keys() == made(POLICIES[name]()).trained.state_dict().keys()  # as it was
@@ -94,33 +94,22 @@ def test_adapters_and_the_head_alone_are_trained():
 
 
 def test_passes_change_nothing():
-    rows, found = [4, 0, 2, 1, 3], []
-    for tokens in (None, 120, 1):
+    def module(tokens):
         policy = in_double_precision(tiny_policy(**SMALL))
-        module = made(policy, tokens_per_microbatch=tokens, margin=0.25, centering=0.1)
-        parts = module.parts(rows)
-        assert sorted(row for part in parts for row in part) == sorted(rows)
-        shares = [module.share(part, rows) for part in parts]
-        total = sum(loss for loss, _ in shares)
-        total.backward()
-        others = [sum(each[name] for _, each in shares) for name in ("accuracy", "reward_difference")]
-        found.append((len(parts), [total.item(), *others], [weight.grad for weight in module.trained.parameters()]))
-    assert found[0][0] == 1 < found[1][0] < found[2][0] == 5
-    for _, numbers, weights in found[1:]:
-        assert numbers == pytest.approx(found[0][1], abs=1e-9)
-        for weight, whole in zip(weights, found[0][2], strict=True):
-            torch.testing.assert_close(weight, whole, atol=1e-9, rtol=1e-9)
+        return made(policy, tokens_per_microbatch=tokens, margin=0.25, centering=0.1)
+
+    assert_passes_change_nothing(module, (None, 120, 1), tolerance=1e-9)
 
 
 def test_a_rectangle_holds_both_conversations_of_each_pair():
-    tokens = made().train_pairs
+    tokens = made().data
     lengths = [tokens.length(row) for row in range(5)]
     assert lengths == [22, 21, 17, 9, 5]
     assert tokens.parts([0, 1, 2, 3, 4], 90) == [(4, 3), (2, 1), (0,)]  # 2 * 2 * 9, 2 * 2 * 21, 2 * 22
 
 
 def test_a_pairs_own_margin_comes_before_the_constant():
-    assert made(margin=0.25).train_pairs.margins == (0.25, 0.5, 0.25, 0.25, 0.25)
+    assert made(margin=0.25).data.margins == (0.25, 0.5, 0.25, 0.25, 0.25)
 
 
 def test_what_is_too_long_is_refused_or_left_out_and_counted():
@@ -128,7 +117,7 @@ def test_what_is_too_long_is_refused_or_left_out_and_counted():
         UserError, match=r"^max_tokens=21: 1 of 5 pairs have a longer conversation, the longest 22 tokens"
     ):
         made(max_tokens=21)
-    assert made(max_tokens=21, overlong="filter").train_pairs.overlong == 1
+    assert made(max_tokens=21, overlong="filter").data.overlong == 1
 
 
 def test_a_model_without_a_classifier_is_refused():

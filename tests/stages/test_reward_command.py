@@ -4,11 +4,10 @@ import json
 import random
 import shutil
 import statistics
-import sys
 
 import pytest
 from PIL import Image
-from stage_options import assert_same_run, rows_of, written
+from stage_options import assert_same_run, rows_of, run_in, written
 
 import tpg.reward
 from tpg.rewards.base import Sample
@@ -32,26 +31,12 @@ def pairs(count):
     return made
 
 
-def run_in(folder, *arguments):
-    """One command in a folder, in this process."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("HYDRA_FULL_ERROR", "1")
-        patch.setattr(sys, "argv", ["tpg.reward", *arguments])
-        GlobalHydra.instance().clear()
-        tpg.reward.main()
-        GlobalHydra.instance().clear()
-    return folder / "run"
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A reward model of 200 pairs, 40 of them held out; 48 steps."""
     folder = tmp_path_factory.mktemp("finished")
     written(folder / "pairs.jsonl", pairs(200))
-    return run_in(folder, *RUN)
+    return run_in(folder, tpg.reward, *RUN)
 
 
 def test_it_tells_which_of_two_was_preferred(finished):
@@ -101,7 +86,7 @@ def test_resumed_it_gives_the_same_numbers(step, finished, tmp_path):
     for path in run.glob("checkpoints/*.ckpt"):
         if int(path.stem.split("-")[1]) > step:
             path.unlink()
-    run_in(tmp_path, "resume=run")
+    run_in(tmp_path, tpg.reward, "resume=run")
     assert_same_run(run, finished, "reward_model")
     for name in ("held_out.jsonl", "reliability.json", "reward_model/reward_statistics.json"):
         assert (run / name).read_bytes() == (finished / name).read_bytes()
@@ -109,7 +94,7 @@ def test_resumed_it_gives_the_same_numbers(step, finished, tmp_path):
 
 def test_centring_draws_rewards_to_zero(finished, tmp_path):
     written(tmp_path / "pairs.jsonl", pairs(200))
-    centred = run_in(tmp_path, *RUN, "centering=0.1", "preferences.margin=by")
+    centred = run_in(tmp_path, tpg.reward, *RUN, "centering=0.1", "preferences.margin=by")
     rows = [rows_of(run)[-1] for run in (finished, centred)]
     assert abs(float(rows[1]["eval/reward_mean"])) < 0.1 + 0.2 * abs(float(rows[0]["eval/reward_mean"]))
     assert float(rows[1]["eval/accuracy"]) > 0.9

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from PIL import Image
-from stage_options import assert_same_run, checkpoint_of, rows_of, written
+from stage_options import assert_same_run, checkpoint_of, rows_of, run_in, written
 
 import tpg.sft
 from tpg.policies.huggingface import HuggingFace
@@ -29,19 +29,7 @@ RUN = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A complete run of 14 steps."""
-    import sys
-
-    from hydra.core.global_hydra import GlobalHydra
-
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("HYDRA_FULL_ERROR", "1")
-        patch.setattr(sys, "argv", ["tpg.sft", *RUN])
-        GlobalHydra.instance().clear()
-        tpg.sft.main()
-        GlobalHydra.instance().clear()
-    return folder / "run"
+    return run_in(tmp_path_factory.mktemp("finished"), tpg.sft, *RUN)
 
 
 @pytest.fixture
@@ -124,9 +112,10 @@ def test_a_signal_leaves_the_step_it_came_in_and_the_run_goes_on(entry, tmp_path
             os.kill(os.getpid(), signal.SIGTERM)
 
     listening = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    monkeypatch.setattr(StepLine, "on_iteration_end", interrupting)
     try:
-        code, _, err = entry(tpg.sft, *RUN)
+        with monkeypatch.context() as patch:
+            patch.setattr(StepLine, "on_iteration_end", interrupting)
+            code, _, err = entry(tpg.sft, *RUN)
     finally:
         for number, handler in listening.items():
             signal.signal(number, handler)
@@ -135,8 +124,6 @@ def test_a_signal_leaves_the_step_it_came_in_and_the_run_goes_on(entry, tmp_path
     assert checkpoint_of(run)["epoch"] == 3  # the fourth
     assert sorted(path.stem for path in run.glob("checkpoints/*")) == ["iteration-000003", "iteration-000004"]
     assert not (run / "summary.json").exists()
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
     code, _, err = entry(tpg.sft, "resume=run")
     assert (code, err) == (0, [])
     assert_same_run(run, finished, "policy")
@@ -153,17 +140,16 @@ def test_a_signal_while_it_measures_is_heard_in_time(measurement, left, entry, t
         return measured(self)
 
     listening = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    monkeypatch.setattr(SupervisedModule, "measured", interrupting)
     try:
-        code, _, err = entry(tpg.sft, *RUN, "checkpoint.stop_within_s=0")
+        with monkeypatch.context() as patch:
+            patch.setattr(SupervisedModule, "measured", interrupting)
+            code, _, err = entry(tpg.sft, *RUN, "checkpoint.stop_within_s=0")
     finally:
         for number, handler in listening.items():
             signal.signal(number, handler)
     run = tmp_path / "run"
     assert (code, err) == (143, [f"interrupted; continue with: python -m tpg.sft resume={run}"])
     assert [int(path.stem.split("-")[1]) for path in sorted(run.glob("checkpoints/*"))] == left
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
     code, _, err = entry(tpg.sft, "resume=run")
     assert (code, err) == (0, [])
     assert_same_run(run, finished, "policy")
@@ -173,7 +159,9 @@ def test_memory_may_change_beside_resume_and_changes_no_result(entry, copied, fi
     run = copied(3)
     code, _, err = entry(tpg.sft, "resume=run", "epochs=5")
     assert code == 2
-    assert err[0].startswith("error: epochs: resume continues with the run's own config; only the trainer's device and")
+    assert err[0].startswith(
+        "error: epochs: resume continues with the run's own config; only the trainer's devices and"
+    )
     code, _, err = entry(tpg.sft, "resume=run", "tokens_per_microbatch=20", "trainer=cpu")
     assert (code, err) == (0, [])
     assert "tokens_per_microbatch: 20" in (run / "config.yaml").read_text()
@@ -207,8 +195,8 @@ def test_a_sweep_runs_its_jobs_and_goes_on(entry, tmp_path):
         (["demonstrations.count=1"], "demonstrations.count=1: should be greater than or equal to 2"),
         (["max_tokens=12"], "max_tokens=12: "),
         (["overlong=cut"], "overlong=cut: should be 'raise' or 'filter'"),
-        (["trainer.devices=2"], "trainer.devices=2: a stage before RL runs on one device; use trainer=auto"),
-        (["trainer=ddp", "trainer.devices=2"], "trainer.strategy=ddp: a stage before RL runs on one device"),
+        (["trainer.devices=2"], "trainer.devices=2: one is what trainer=auto|cpu|gpu uses; add trainer=ddp"),
+        (["trainer=ddp", "trainer.num_nodes=2"], "trainer.num_nodes=2: a stage before RL runs on one node; use"),
         (["+task.chat_template_kwargs.a=1"], "task.chat_template_kwargs needs a chat template"),
         (["resume=nowhere"], "resume="),
     ],

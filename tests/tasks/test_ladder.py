@@ -43,3 +43,9 @@ def test_demonstrations_are_of_the_first_length_and_none_is_held_out():
 def test_sizes_that_cannot_be_are_refused(options, complaint):
     with pytest.raises(UserError, match=complaint):
         Ladder(**options)
+
+
+def test_nothing_is_left_to_demonstrate():
+    task = Ladder(lengths=[1, 2], train_sizes=[0, 5], evaluation_sizes=[10, 5])
+    with pytest.raises(UserError, match="leaves none to demonstrate"):
+        task.demonstrations(0, 1)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -29,23 +30,19 @@ def test_questions_answers_and_columns():
 
 # All but basic_arithmetic give other entries when Python's hash salt is another.
 DATASETS = ["basic_arithmetic", "isomorphic_strings", "list_functions", "polynomial_multiplication"]
-SCRIPT = """
-import hashlib, sys
-from tpg.tasks.reasoning_gym import ReasoningGym
-for dataset in sys.argv[1:]:
+
+
+def digest(dataset):
     examples = ReasoningGym(dataset=dataset, train_size=20, evaluation_size=4).load(seed=3)
-    print(dataset, hashlib.sha256(repr(examples).encode()).hexdigest())
-"""
+    return hashlib.sha256(repr(examples).encode()).hexdigest()
 
 
 def test_the_hash_salt_changes_nothing():
-    def start(salt: str) -> subprocess.Popen:
-        environment = os.environ | {"PYTHONHASHSEED": salt, "PYTHONPATH": os.pathsep.join(sys.path)}
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, *DATASETS], env=environment, stdout=subprocess.PIPE)
-
-    one, other = (child.communicate()[0].decode() for child in [start("1"), start("2")])
-    assert one.split()[::2] == DATASETS
-    assert one == other
+    other = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    environment = os.environ | {"PYTHONHASHSEED": other, "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = "from test_reasoning_gym import DATASETS, digest; print(*map(digest, DATASETS))"
+    child = subprocess.run([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, check=True)
+    assert child.stdout.decode().split() == [digest(dataset) for dataset in DATASETS]
 
 
 def test_duplicates_are_left_out_with_a_note():

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -22,4 +23,4 @@ def test_an_option_lists_every_field_with_its_default(name):
     task_class = getattr(importlib.import_module(module), class_name)
     assert {key for key, value in option.items() if value == "???"} == MANDATORY[name].keys()
     assert task_class(**option | MANDATORY[name]) == task_class(**MANDATORY[name])
-    assert option.keys() == task_class.__dataclass_fields__.keys()
+    assert option.keys() == {field.name for field in dataclasses.fields(task_class)}

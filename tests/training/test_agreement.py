@@ -120,7 +120,7 @@ def test_one_class_is_said(entry):
             ["reward_model=[]", "against=[exact_answer]"],
             "reward_model is empty, and against=[exact_answer] compares it",
         ),
-        ([*DIGITS, "against=[exact_anser]"], "reward_model=exact_anser: no such option; there are"),
+        ([*DIGITS, "against=[exact_anser]"], "against=exact_anser: no such option; there are"),
         (["reward_model=[exact_answer]", "against=[exact_answer]"], "against.exact_answer: reward_model has the same"),
         ([*DIGITS, "against=[reasoning_gym]"], "against.reasoning_gym needs the column 'dataset'"),
         ([*DIGITS, "against=[length]"], "against.length.t"),

@@ -123,12 +123,14 @@ def ranks():
     return in_processes(4, divided)
 
 
+@pytest.mark.long
 def test_an_element_counts_once_however_it_is_divided(ranks):
     for found in ranks:
         assert found["norm"] == pytest.approx(found["expected"], rel=1e-6)
         assert found["bare"] == pytest.approx(0.0, abs=1e-4)
 
 
+@pytest.mark.long
 def test_divided_gradients_are_clipped(ranks):
     for found in ranks:
         assert found["returned"] == pytest.approx(found["expected"], rel=1e-6)
@@ -137,6 +139,7 @@ def test_divided_gradients_are_clipped(ranks):
         assert found["far"] < 1e-6
 
 
+@pytest.mark.long
 def test_what_is_computed_twice_is_averaged(ranks):
     # Ranks 0, 1 share the layers of one replica, ranks 2, 3 those of the other.
     expected = [

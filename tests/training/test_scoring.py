@@ -8,13 +8,14 @@ import torch
 from builders import prefix, tiny_policy
 from iterations import FunctionReward
 
+from tpg.rewards.base import Told
 from tpg.rewards.length import LengthTarget
 from tpg.rewards.model import RewardModel
 from tpg.rollouts.engine import Finished
 from tpg.rollouts.sampling import Sampling
 from tpg.rollouts.transformers import Transformers
 from tpg.tasks.base import Example
-from tpg.training.scoring import Scoring, score
+from tpg.training.scoring import Scored, Scoring, joined, score
 from tpg.trajectories import FinishReason
 
 PREFIXES = [prefix([40, 41, 42], 3, 4, row=1), prefix([50], 3, 4, row=0)]
@@ -112,3 +113,14 @@ def test_rewards_of_other_tokens_than_the_records_are_noticed(policy, rollout, r
     scoring.finished([Finished(0, (3, 3), FinishReason.STOP)])
     with pytest.raises(AssertionError, match="other tokens"):
         scoring.scored(rollout[0])
+
+
+def test_what_terms_tell_of_shares_adds_up(rollout):
+    trajectories = rollout[0]
+    parts = [
+        Scored(trajectories, (), {}, {}, {"judge/tokens": Told(240.0), "judge/seconds": Told(6.0, 2.0)}),
+        Scored(trajectories, (), {}, {}, {"judge/tokens": Told(120.0), "judge/seconds": Told(1.0, 4.0)}),
+        Scored(trajectories, (), {}, {}, {"judge/tokens": Told(0.0), "judge/seconds": Told(0.0, 0.0)}),
+    ]
+    assert joined(parts).metrics == {"judge/tokens": 360.0, "judge/seconds": pytest.approx(7 / 6)}
+    assert joined(parts[2:]).metrics == {"judge/tokens": 0.0, "judge/seconds": 0.0}

@@ -5,8 +5,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tpg.audit.report import write
-from tpg.audit.rows import Names, audit
+from tpg.audit.rows import Names, audit, refuse_relative
 from tpg.errors import UserError
+from tpg.rewards.model import RewardModel
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
 from tpg.training.options import Audit
 
@@ -36,7 +37,10 @@ class AuditVerdict(IterationCallback):
         estimator = method.estimator.in_miniature(options.horizon)
         parts = (method.objective, method.aggregation, method.kl, method.mismatch)
         names = Names(*(type(part).__name__ for part in parts))
+        rewards = module.collector.reward_model
         try:
+            if isinstance(rewards, RewardModel):
+                refuse_relative(rewards.combination)
             rows = audit({name: estimator}, method, module.collector.rollout.sampling, names, options)
         except UserError as error:
             # No reason to end a run whose model is loaded.

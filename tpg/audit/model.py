@@ -26,13 +26,14 @@ from tpg.estimators.rloo import RLOO
 from tpg.method import Method
 from tpg.objectives.policy_gradient import PolicyGradient
 from tpg.policies.sketch import Projections, sketched
+from tpg.rewards.combination import WeightedSum
 from tpg.rewards.model import RewardModel
 from tpg.rollouts.engine import Engine, no_step
 from tpg.training.answers import Answering
 from tpg.training.experiment import Experiment
 from tpg.training.preparation import Prepared
 from tpg.training.run import collector_of
-from tpg.training.scoring import score
+from tpg.training.scoring import Scored, score
 from tpg.training.shadow import group_gradients
 from tpg.training.warm_start import warm_start
 from tpg.trajectories import Trajectories
@@ -55,6 +56,7 @@ def audit_policy(
 
     The true gradient's stand-in is rloo (reinforce with one response a prompt) with the plain policy gradient, summed
     over tokens, and the divergence where it has no bias: its mean over the other batches and `reference_batches` more.
+    Where the combination compares responses, its rewards are the weighted sums all the same.
     Estimators that carry something from one iteration to the next start anew on each batch.
     """
     if batches < 2:
@@ -148,8 +150,8 @@ class Rollouts:
         prefixes = c.stream.draw(number, c.rollout)
         continues = for_all and any(method.estimator.continues for method in self.methods.values())
         rollout = c.engine.generate(prefixes, c.rollout.sampling, retain=continues)
-        scored = score(rollout, c.stream.prompts.examples, c.policy, c.reward_model, 1).trajectories
-        trajectories = c.with_lots(scored, number)
+        scored = score(rollout, c.stream.prompts.examples, c.policy, c.reward_model, 1)
+        trajectories = c.with_lots(scored.trajectories, number)
         asked = {name: m.estimator.requests(trajectories) for name, m in self.methods.items()} if for_all else {}
         trajectories = c.passes.with_logprobs(trajectories, old=False, values=True)
         sketches, trajectories = sketched(
@@ -163,9 +165,9 @@ class Rollouts:
         if any(requests.score_norms for requests in asked.values()):
             trajectories = c.passes.with_score_norms(trajectories)
 
-        def gradient(method: Method, answers: Answers) -> Tensor:
+        def gradient(method: Method, answers: Answers, rewarded: Trajectories = trajectories) -> Tensor:
             state = method.initial_state()
-            weighed = method.weigh(trajectories, dataclasses.replace(answers, state=state["estimator"]), state)
+            weighed = method.weigh(rewarded, dataclasses.replace(answers, state=state["estimator"]), state)
             return group_gradients(method, weighed, sketches, c.rollout.max_response_tokens, state).sum(0)
 
         answering = c.answering
@@ -176,7 +178,18 @@ class Rollouts:
             generated = int(rollout.action_mask_BT.sum()) + more
             estimates[name] = (gradient(self.methods[name], answers), generated)
         c.engine.release()
-        return Batch(gradient(self.unbiased, Answers()), estimates)
+        return Batch(gradient(self.unbiased, Answers(), trajectories.replace(rewards_B=self._sums(scored))), estimates)
+
+    def _sums(self, scored: Scored) -> Tensor:
+        """The rewards as they would be if no response were compared with others."""
+        model, trajectories = self.collector.reward_model, scored.trajectories
+        if not isinstance(model, RewardModel) or model.combination.min_group == 1:
+            assert trajectories.rewards_B is not None
+            return trajectories.rewards_B
+        alone = WeightedSum(gates=model.combination.gates, schedules=model.combination.schedules)
+        values = {name: values_B.tolist() for name, values_B in trajectories.reward_terms_B.items()}
+        weights = {name: term.weight for name, term in model.terms.items()}
+        return torch.tensor(alone.rewards(values, weights, scored.samples, 1)).nan_to_num()
 
 
 def _answers(

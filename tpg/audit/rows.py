@@ -15,6 +15,7 @@ from tpg.audit.verdict import Judgement, judged
 from tpg.errors import UserError
 from tpg.estimators.base import Estimator
 from tpg.method import Method
+from tpg.rewards.combination import Combination
 from tpg.rollouts.sampling import Sampling
 from tpg.spelling import did_you_mean
 from tpg.training.options import Audit
@@ -59,6 +60,15 @@ class Row:
             "verdict": self.judgement.verdict,
             "causes": [asdict(cause) for cause in self.causes],
         }
+
+
+def refuse_relative(combination: Combination) -> None:
+    """Raise `UserError` for rewards that depend on the other responses to a prompt: a world's do not."""
+    if combination.min_group > 1:
+        raise UserError(
+            f"combination: {type(combination).__name__} compares the responses to one prompt, and a world's rewards are"
+            " single numbers; use audit.on=policy, or combination=weighted_sum to audit what else there is"
+        )
 
 
 def setting_of(method: Method, sampling: Sampling, options: Audit) -> Setting:

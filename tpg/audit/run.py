@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tpg.audit.model import audit_policy
 from tpg.audit.report import policy_table, print_causes, table, write
-from tpg.audit.rows import Names, audit, setting_of, settings_of
+from tpg.audit.rows import Names, audit, refuse_relative, setting_of, settings_of
 from tpg.estimators.base import Estimator
 from tpg.training.experiment import Experiment
 from tpg.training.preparation import prepare, quiet_libraries
@@ -28,6 +28,7 @@ def on_worlds(
     """Enumerate, print, write; returns the first row's relative bias."""
     options = experiment.audit
     # What cannot go together is refused before anything is shown.
+    refuse_relative(experiment.combination)
     for estimator in estimators.values():
         for varied in settings_of(options):
             method = experiment.with_estimator(estimator).method
@@ -84,9 +85,11 @@ def on_policy(
     config: Mapping[str, Any],
 ) -> float:
     """Generate with the policy itself, print, write; returns the first row's noise to signal per generated token."""
-    experiment.check()
+    warnings = experiment.check()
     prepared = prepare(experiment)
     console = Console(width=None if Console().is_terminal else 160)
+    for warning in warnings:
+        console.print(f"note: {warning}", highlight=False, markup=False)
     parts = {group: str(choices[group]) for group in ("objective", "aggregation", "kl", "mismatch")}
     batches = experiment.audit.batches
     rows = audit_policy(experiment, prepared, estimators, batches, names=parts, console=console)

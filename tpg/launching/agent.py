@@ -9,7 +9,7 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from tpg.launching.exchange import Exchange, end_with, write
+from tpg.launching.exchange import Exchange, end_with, read, write
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
                     f"--nproc-per-node={count}",
                     "--signals-to-handle=SIGQUIT",
                     "--module",
-                    "tpg.worker",
+                    read(exchange.job)["worker"],
                     folder,
                     str(os.getpid()),
                 ]

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tpg.errors import Interrupted, RankFailed, UserError
 from tpg.launching.exchange import POLL_S, Exchange, read, write
-from tpg.launching.spec import Report, RunSpec, carry_out
+from tpg.launching.spec import Report, RunSpec, Spec, carry_out
 from tpg.training.checkpoints import StopRequest
 from tpg.training.pruning import Pruned
 from tpg.training.run_folder import write_atomically
@@ -34,7 +35,7 @@ def perform(spec: RunSpec, report: Report | None = None) -> dict[str, Any]:
     if spec.experiment.trainer.processes == 1:
         return carry_out(spec, report=report)
     refuse_other_nodes(spec.experiment.trainer)
-    return _launch(spec, report)
+    return launched(spec, "tpg.worker", {"watched": spec.watched if report else None}, report)
 
 
 def refuse_other_nodes(trainer: TrainerOptions) -> None:
@@ -49,7 +50,11 @@ def refuse_other_nodes(trainer: TrainerOptions) -> None:
         )
 
 
-def _launch(spec: RunSpec, report: Report | None) -> dict[str, Any]:
+def launched(spec: Spec[Any], worker: str, more: Mapping[str, Any], report: Report | None = None) -> dict[str, Any]:
+    """Have a run carried out by as many processes of the module `worker` as it asks for; returns the summary.
+
+    `more` is told to them beside what the spec holds. Raises as `perform`.
+    """
     with TemporaryDirectory(prefix="tpg-run-", ignore_cleanup_errors=True) as place:
         exchange = Exchange(Path(place))
         trainer = spec.experiment.trainer
@@ -59,10 +64,11 @@ def _launch(spec: RunSpec, report: Report | None) -> dict[str, Any]:
                 "text": spec.text,
                 "path": str(spec.path),
                 "begun": spec.begun,
-                "watched": spec.watched if report else None,
+                "worker": worker,
                 "device": trainer.device_type,
                 "tensor_parallel": trainer.tensor_parallel_size,
                 "timeout_s": trainer.timeout_s,
+                **more,
             },
         )
         stop = StopRequest(spec.stop_file)

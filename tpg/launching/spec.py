@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from tpg.errors import UserError
 from tpg.training.experiment import Experiment
@@ -14,16 +14,28 @@ from tpg.training.preparation import prepare
 from tpg.training.pruning import Pruning
 from tpg.training.run import run
 from tpg.training.run_folder import RunFolder, write_atomically
+from tpg.training.trainer import TrainerOptions
 
 Report: TypeAlias = Callable[[int, float], bool]
 """Hears an iteration's number and what it measured; says whether the run should stop."""
 
 
-@dataclass(frozen=True)
-class RunSpec:
-    """What a run needs to begin or to go on."""
+class Trained(Protocol):
+    """Options of something that is trained."""
 
-    experiment: Experiment
+    @property
+    def trainer(self) -> TrainerOptions:
+        """On which devices."""
+
+
+E = TypeVar("E", bound=Trained)
+
+
+@dataclass(frozen=True)
+class Spec(Generic[E]):
+    """What a run needs to begin or to go on, be it an experiment or a stage before it."""
+
+    experiment: E
     config: Mapping[str, Any]
     text: str
     """The config as the run's folder holds it."""
@@ -32,6 +44,12 @@ class RunSpec:
     """Whether the folder holds a part of this run."""
     stop_file: Path | None = None
     """Appears, with a signal's number in it, when the run is to stop."""
+
+
+@dataclass(frozen=True)
+class RunSpec(Spec[Experiment]):
+    """An experiment's."""
+
     watched: str | None = None
     """The metric by which others may stop the run early."""
 
@@ -47,7 +65,7 @@ def carry_out(spec: RunSpec, ranks: Ranks | None = None, report: Report | None =
     experiment = spec.experiment
     prepared = ranks.together(lambda: prepare(experiment))
     with told_if_full(folder.path):
-        ranks.from_main(lambda: _written(folder, spec))
+        ranks.from_main(lambda: made(folder, spec))
     if spec.watched is not None and report is not None:
         ask = report  # of the main process alone: it is the only one that another may hear
         pruning = Pruning(
@@ -61,7 +79,8 @@ def carry_out(spec: RunSpec, ranks: Ranks | None = None, report: Report | None =
         return run(experiment, prepared, folder, spec.config, spec.stop_file, ranks)
 
 
-def _written(folder: RunFolder, spec: RunSpec) -> None:
+def made(folder: RunFolder, spec: Spec[Any]) -> None:
+    """Write the config, in a new folder if the run is not begun. Raises `UserError` where that cannot be made."""
     if spec.begun:
         write_atomically(folder.config, spec.text)
         return

@@ -89,7 +89,7 @@ def _exempt(options: Any, awaited: Sequence[str]) -> None:
     if not dataclasses.is_dataclass(options):
         return
     values = [getattr(options, field.name) for field in dataclasses.fields(options)]
-    if any(isinstance(value, str) and value.startswith(place) for value in values for place in awaited):
+    if any(isinstance(value, str) and f"{value}/".startswith(f"{place}/") for value in values for place in awaited):
         object.__setattr__(options, "check", lambda *_: None)  # this one only; nobody else has it
     for value in values:
         _exempt(value, awaited)

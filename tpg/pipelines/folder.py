@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tpg.errors import UserError
+from tpg.training.run_folder import write_atomically
 
 PATIENCE_S = 60.0
 """How long to wait for a stage whose pipeline was killed to end."""
@@ -28,7 +29,8 @@ class PipelineFolder:
         """Raise `UserError` if there is something in it that is no pipeline's."""
         if self.definition.is_file() or not self.path.exists():
             return
-        if not self.path.is_dir() or any(item != self.records for item in self.path.iterdir()):
+        begun = {self.records, self.definition.with_suffix(".tmp")}  # all there is where it was killed that early
+        if not self.path.is_dir() or set(self.path.iterdir()) - begun:
             raise UserError(f"run_dir={self.path} is not empty and holds no pipeline; choose another folder")
 
     def stage(self, name: str) -> Path:
@@ -45,7 +47,7 @@ class PipelineFolder:
 
     def keep(self, name: str, record: Mapping[str, Any]) -> None:
         """Note what a stage is begun with."""
-        write(self.records / f"{name}.json", json.dumps(record, indent=1) + "\n")
+        write_atomically(self.records / f"{name}.json", json.dumps(record, indent=1) + "\n")
 
     def forget(self, name: str) -> None:
         """As if the stage had never been begun."""
@@ -88,13 +90,6 @@ class PipelineFolder:
             lock.write(str(os.getpid()))
             lock.flush()
             yield lock.fileno()
-
-
-def write(path: Path, text: str) -> None:
-    """The whole text, or the file as it was."""
-    staging = path.with_name(f"{path.name}.tmp")
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(path)
 
 
 def _locked(descriptor: int) -> bool:

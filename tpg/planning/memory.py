@@ -1,6 +1,6 @@
 """Memory of one device, part by part and phase by phase."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from tpg.planning.outline import bytes_of
 from tpg.planning.setting import Setting
 from tpg.policies.attention import base_model
 from tpg.policies.head import LOGITS_AT_A_TIME, TOKENS_AT_A_TIME
+from tpg.rewards.learned.options import Learned
 from tpg.rollouts.vllm.local import CPU_CACHE_GIB
 from tpg.training.optimizers import AdamW8bit, OptimizerOptions
 
@@ -138,6 +139,8 @@ def _held(setting: Setting) -> Iterable[Part]:
     yield always("policy weights", f"{_millions(outline.policy.parameters())} x {setting.held} B", policy / cut)
     yield always("critic weights", _millions(_parameters(outline.critic)), bytes_of(outline.critic) / cut)
     yield always("reference", f"frozen, {_millions(_parameters(outline.reference))}", bytes_of(outline.reference) / cut)
+    for name, models in outline.reward_models.items():
+        yield always("reward model", *_reward_model(setting, name, models))
     gradients = sum(p.numel() * p.element_size() for p in trainable)
     if layout.data_parallel > 1 and not layout.sharded:
         yield always("gradients", f"{_millions(trainable)} trained, in what DDP exchanges", gradients / cut)
@@ -238,6 +241,19 @@ def _head_bytes(setting: Setting, predicted: int) -> tuple[str, float]:
     in_short = vocabulary * hidden * 2 if setting.mixed else 0
     gradient = vocabulary * hidden * setting.held if weight.requires_grad else 0
     return chunk, states + logits + (in_short + gradient) / setting.layout.tensor_parallel
+
+
+def _reward_model(setting: Setting, name: str, models: Sequence[nn.Module]) -> tuple[str, float]:
+    """Whose weights and how many, and their bytes: a copy of each process, where the term's option puts it."""
+    term = setting.experiment.reward_model[name]
+    assert isinstance(term, Learned)
+    kind, _, number = term.device.partition(":")
+    if kind not in ("auto", setting.device):
+        return "", 0.0
+    copies = setting.layout.devices if number else 1
+    numbers = _millions(parameter for model in models for parameter in model.parameters())
+    shown = f"{name}, {numbers} in {term.dtype}{f', {copies} copies' if copies > 1 else ''}; passes not counted"
+    return shown, copies * float(sum(map(bytes_of, models)))
 
 
 def _vllm_share(setting: Setting) -> tuple[float, str]:

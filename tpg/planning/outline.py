@@ -1,6 +1,7 @@
 """The models of an experiment on the meta device: every shape, no weight."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from tpg.errors import UserError, one_line
 from tpg.policies.attention import why_not
 from tpg.policies.base import Policy, PolicyOptions
+from tpg.rewards.learned.options import Learned
 from tpg.training.experiment import Experiment
 from tpg.training.hardware import SMALL, PrecisionName, fastest_precision, layer_shapes
 
@@ -22,6 +24,8 @@ class Outline:
     reference: Any
     """A copy to measure a divergence from; None where there is none, or where adapters are switched off for it."""
     critic: nn.Module | None
+    reward_models: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+    """The learned ones, by term."""
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -60,7 +64,9 @@ def outline_of(experiment: Experiment, precision: PrecisionName) -> Outline:
         for module in (policy, critic):
             if module is not None:
                 module.to(torch.bfloat16)
-    return Outline(policy, reference, critic)
+    learned = {name: term for name, term in experiment.reward_model.items() if isinstance(term, Learned)}
+    reward_models = {name: term.outlined(f"reward_model.{name}") for name, term in learned.items()}
+    return Outline(policy, reference, critic, reward_models)
 
 
 def precision_of(experiment: Experiment, model: nn.Module, device: str, *, here: bool) -> PrecisionName:

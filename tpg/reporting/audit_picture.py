@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpg.reporting.drawing import pyplot, save
+
 FLOOR = 1e-4
 """What is less biased than this is drawn here."""
 KINDS = {"exact": "#2f855a", "exact direction": "#b7791f", "biased": "#c53030"}
@@ -13,11 +15,7 @@ COLOURS = ["#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568", "#d
 
 def draw_audit(path: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows of audit.json as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         if "batches" in rows[0]:
             figure = _measured(plt, rows)
@@ -27,10 +25,7 @@ def draw_audit(path: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> Non
             figure = _bias_against_noise(plt, rows)
     figure.suptitle(title, fontsize=9, wrap=True)
     figure.tight_layout()
-    staging = path.with_suffix(".tmp.png")
-    figure.savefig(staging)
-    plt.close(figure)
-    staging.replace(path)
+    save(figure, path)
 
 
 def _bias_against_noise(plt: Any, rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -5,6 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpg.rewards.automaton.term import AutomatonTerm
+from tpg.rewards.base import Term
+
 KINDS = {"start": "#bee3f8", "accepting": "#c6f6d5", "trap": "#fed7d7", "other": "#edf2f7"}
 NEARER, OTHER = "#2b6cb0", "#a0aec0"
 RADIUS, ACROSS, UP = 0.34, 1.9, 1.25
@@ -53,6 +56,19 @@ def draw_automaton(
     figure.savefig(staging)
     plt.close(figure)
     staging.replace(path)
+
+
+def draw_automata(terms: Mapping[str, Term], folder: Path) -> list[Path]:
+    """A picture `automaton-<term>.png` in the folder for every term that has an automaton; those that are new."""
+    drawn = []
+    for name, term in terms.items():
+        path = folder / f"automaton-{name}.png"
+        if isinstance(term, AutomatonTerm) and not path.exists():
+            automaton = term.read(f"reward_model.{name}")
+            parts = (automaton.transitions, automaton.distances, automaton.start, automaton.accepting)
+            draw_automaton(path, name if term.path is None else Path(term.path).name, *parts)
+            drawn.append(path)
+    return drawn
 
 
 def columns_of(states: Sequence[str], distances: Mapping[str, int]) -> list[list[str]]:

@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpg.reporting.drawing import pyplot, save
+
 
 def draw_judging(path: Path, title: str, curve: Sequence[Mapping[str, Any]], agreement: Mapping[str, Any]) -> bool:
     """What there is of both, as the report has it; whether there was anything to draw."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     panels: list[tuple[Any, Any]] = [(_curve, curve)] if curve else []
     if agreement.get("bins"):
         panels.append((_reliability, agreement))
@@ -25,10 +23,7 @@ def draw_judging(path: Path, title: str, curve: Sequence[Mapping[str, Any]], agr
         axes.legend(frameon=False, loc="best", fontsize=8)
     figure.suptitle(title, fontsize=9)
     figure.tight_layout()
-    staging = path.with_suffix(".tmp.png")
-    figure.savefig(staging)
-    plt.close(figure)
-    staging.replace(path)
+    save(figure, path)
     return True
 
 

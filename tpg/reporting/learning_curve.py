@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tpg.reporting.drawing import pyplot, save
+
 
 def draw_learning_curve(path: Path, title: str, rows: Sequence[Mapping[str, str]], final: Mapping[str, float]) -> None:
     """Reward by iteration, with the spread within groups, and the held-out reward where it was measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     x = [int(row["iteration"]) for row in rows]
     reward = [float(row["reward"]) for row in rows]
     spread = [float(row["reward_std"]) for row in rows]
@@ -30,7 +28,4 @@ def draw_learning_curve(path: Path, title: str, rows: Sequence[Mapping[str, str]
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="best")
     figure.tight_layout()
-    staging = path.with_suffix(".tmp.png")
-    figure.savefig(staging)
-    plt.close(figure)
-    staging.replace(path)
+    save(figure, path)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tpg.reporting.drawing import pyplot, save
+
 WINDOW = 7
 """Iterations that a drawn line averages over."""
 
@@ -56,11 +58,7 @@ def draw_over_optimization(path: Path, runs: Mapping[str, Sequence[Point]], best
 
     Raises `ValueError` when there is no run with points.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     if not any(runs.values()):
         raise ValueError("no run measured KL, a learned reward and a true one")
     first = best_of_n[0] if best_of_n else next(points[0] for points in runs.values() if points)
@@ -90,7 +88,4 @@ def draw_over_optimization(path: Path, runs: Mapping[str, Sequence[Point]], best
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="best", fontsize=8)
     figure.tight_layout()
-    staging = path.with_suffix(".tmp.png")
-    figure.savefig(staging)
-    plt.close(figure)
-    staging.replace(path)
+    save(figure, path)

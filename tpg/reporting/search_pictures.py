@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpg.reporting.drawing import pyplot, save
+
 COLOURS = ["#2b6cb0", "#c05621", "#2f855a", "#6b46c1"]
 
 
 def draw_importances(path: Path, title: str, importances: Mapping[str, Mapping[str, float]]) -> None:
     """A group of bars a parameter, one bar an objective; shares of 1."""
-    plt = _pyplot()
+    plt = pyplot()
     parameters = list(next(iter(importances.values())))
     figure, axes = plt.subplots(figsize=(8, 1.4 + 0.5 * len(parameters)), dpi=120)
     thick = 0.8 / len(importances)
@@ -26,7 +28,8 @@ def draw_importances(path: Path, title: str, importances: Mapping[str, Mapping[s
     axes.set(title=title, xlabel="share of importance (PED-ANOVA)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    _save(plt, figure, path)
+    figure.tight_layout()
+    save(figure, path)
 
 
 def draw_parallel_coordinates(
@@ -40,7 +43,7 @@ def draw_parallel_coordinates(
     direction: str,
 ) -> None:
     """A line a trial through a scale for each parameter and objective; the better, the darker and thicker."""
-    plt = _pyplot()
+    plt = pyplot()
     scales = [_Scale([row[i] for row in rows], name in logarithmic, listed.get(name)) for i, name in enumerate(names)]
     figure, axes = plt.subplots(figsize=(max(6, 1.9 * len(names)), 5), dpi=120)
     values = [row[names.index(objective)] for row in rows]
@@ -62,7 +65,8 @@ def draw_parallel_coordinates(
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.set_title(f"{title}; darker is better by {objective}", fontsize=10)
-    _save(plt, figure, path)
+    figure.tight_layout()
+    save(figure, path)
 
 
 class _Scale:
@@ -92,20 +96,3 @@ class _Scale:
 
     def _text(self, place: float) -> str:
         return f"{math.exp(place) if self.logarithmic else place:.3g}"
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(plt: Any, figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    staging = path.with_suffix(".tmp.png")
-    figure.savefig(staging)
-    plt.close(figure)
-    staging.replace(path)

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpg.reporting.drawing import pyplot, save
+
 
 def draw_losses(path: Path, title: str, rows: Sequence[Mapping[str, str]], unit: str) -> None:
     """The loss by step, in training and on what is held out, and the held-out accuracy where it was measured."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
     axes.plot(*_points(rows, "loss"), color="#2b6cb0", alpha=0.6, linewidth=1.5, label="training loss")
     axes.plot(*_points(rows, "eval/loss"), "o--", color="#c05621", markersize=5, label="held-out loss")
@@ -23,12 +25,13 @@ def draw_losses(path: Path, title: str, rows: Sequence[Mapping[str, str]], unit:
     axes.spines["top"].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(handles, labels, frameon=False, loc="best")
-    _written(figure, path)
+    figure.tight_layout()
+    save(figure, path)
 
 
 def draw_reliability(path: Path, title: str, bins: Sequence[Any], error: float) -> None:
     """The share of pairs told right over what the rewards say it is, a point a bin (`tpg.stages.calibration.Bin`)."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, (axes, counts) = plt.subplots(
         2, 1, figsize=(5.5, 6), dpi=120, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
     )
@@ -42,26 +45,10 @@ def draw_reliability(path: Path, title: str, bins: Sequence[Any], error: float) 
     for each in (axes, counts):
         each.spines[["top", "right"]].set_visible(False)
         each.grid(alpha=0.25)
-    _written(figure, path)
+    figure.tight_layout()
+    save(figure, path)
 
 
 def _points(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
     found = [(int(row["iteration"]), float(row[name])) for row in rows if row.get(name)]
     return [step for step, _ in found], [value for _, value in found]
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def _written(figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    staging = path.with_suffix(".tmp.png")
-    figure.savefig(staging)
-    _pyplot().close(figure)
-    staging.replace(path)

@@ -1,8 +1,9 @@
 """What a reward term is and what it sees."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, SupportsFloat
 
 from pydantic import Field
@@ -56,6 +57,32 @@ class Failure:
     """One line: the exception's type and message, or what else happened."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """A metric of some responses, which adds up with that of others: a total, or a mean over `count`."""
+
+    total: float
+    count: float | None = None
+    """None: the total is the metric."""
+
+    def __add__(self, other: "Told") -> "Told":
+        return Told(
+            self.total + other.total, None if self.count is None or other.count is None else self.count + other.count
+        )
+
+    @property
+    def value(self) -> float:
+        """The metric; a mean over nothing is 0."""
+        if self.count is None:
+            return self.total
+        return self.total / self.count if self.count else 0.0
+
+
+def values_of(told: Mapping[str, Told]) -> dict[str, float]:
+    """Metrics as numbers."""
+    return {name: each.value for name, each in told.items()}
+
+
 @component
 class Term:
     """One named part of the reward, and how much it counts."""
@@ -68,6 +95,10 @@ class Term:
     def required_columns(self) -> frozenset[str]:
         """Name the columns of the task that this term reads (`answer` among them)."""
         return frozenset()
+
+    def files(self) -> dict[str, Path]:
+        """The files and models' folders of this machine that decide its values, by the key that names each."""
+        return {}
 
     def check(self, key: str) -> None:
         """Raise `UserError`, which begins with `key`, for what is missing. Nothing is loaded for it."""
@@ -109,11 +140,17 @@ class AnswerTerm(RewardTerm):
         return frozenset({"answer"})
 
 
+def go_on() -> None:
+    """What a wait does that nothing interrupts."""
+
+
 class Scorer(ABC):
     """A term that is loaded, in the process that trains: a model's weights, a connection to a judge."""
 
     learns: bool = False
     """Whether its values depend on what earlier iterations of training have scored: `seen` and `learn` are called."""
+    on_wait: Callable[[], None] = staticmethod(go_on)
+    """To be called about every second while `outcomes` takes its time; what it raises is to end that."""
 
     def begin(self, sample: Sample) -> Any:
         """Begin with a complete response, if that can be done before the others are there; what `outcomes` takes."""
@@ -123,7 +160,7 @@ class Scorer(ABC):
     def outcomes(self, begun: Sequence[Any]) -> list[float | Failure]:
         """Give the value of each, before the term's weight, or why there is none; in their order."""
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Told]:
         """What is to be logged as `rewards/<term>/...` beside the values, since this was last asked."""
         return {}
 

@@ -64,15 +64,24 @@ class Combination(ABC):
 
     def absolute(self, values: Values, weights: Mapping[str, float], samples: Sequence[Sample]) -> list[float]:
         """Give each response's reward by itself, with the last weights, as held-out responses are judged."""
-        return sums(weighted(self.gated(values), self.weights(weights, None)))
+        last = self.weights(weights, None)
+        return sums(weighted(self.counted(values, last), last))
 
     def weights(self, own: Mapping[str, float], iteration: int | None) -> dict[str, float]:
         """Give each term's weight in iteration 1, 2, ..., or after the last."""
         scheduled = {name: schedule.weight(own[name], iteration) for name, schedule in self.schedules.items()}
         return {**own, **scheduled}
 
-    def gated(self, values: Values) -> Values:
-        """Give the values as they count: 0 of the other terms where a gate's term is below its least value."""
+    def counted(self, values: Values, weights: Mapping[str, float]) -> Values:
+        """Give the values as they count.
+
+        That is 0 of a term of weight 0, be it without a value, and of the others where a gate's term is below its least
+        value; a gate's own term always counts.
+        """
+        values = {
+            name: column if weights[name] or name in self.gates else [0.0] * len(column)
+            for name, column in values.items()
+        }
         if not self.gates:
             return values
         rows = zip(*(values[name] for name in self.gates), strict=True)
@@ -86,7 +95,7 @@ class Combination(ABC):
 
     def parts(self, values: Values, weights: Mapping[str, float], samples: Sequence[Sample]) -> Values:
         """Give what each term adds to the sum that the rewards are made from."""
-        return weighted(self.gated(values), weights)
+        return weighted(self.counted(values, weights), weights)
 
     @abstractmethod
     def combined(self, parts: Values, samples: Sequence[Sample]) -> list[float]:

@@ -30,7 +30,7 @@ class GDPO(Combination):
 
     def parts(self, values: Values, weights: Mapping[str, float], samples: Sequence[Sample]) -> Values:
         """Give each term's normalised values, weighted; a gate's zeros are values among the others."""
-        counted = self.gated(values)
+        counted = self.counted(values, weights)
         groups = in_groups(samples, sums(counted))
         normalised = {}
         for name, column in counted.items():

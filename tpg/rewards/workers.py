@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import product
@@ -22,7 +22,7 @@ from types import ModuleType
 
 import pebble
 
-from tpg.rewards.base import Failure, RewardTerm, Sample, as_number
+from tpg.rewards.base import Failure, RewardTerm, Sample, as_number, go_on
 
 ATTEMPTS = 3
 LARGEST = 3.4e38
@@ -73,15 +73,15 @@ class Workers:
         self._schedule(jobs)
         return jobs
 
-    def outcomes(self, jobs: Sequence[Job]) -> list[float | Failure]:
-        """Wait for what was submitted: finite values, or why there is none."""
+    def outcomes(self, jobs: Sequence[Job], on_wait: Callable[[], None] = go_on) -> list[float | Failure]:
+        """Wait for what was submitted, calling `on_wait` every second: finite values, or why there is none."""
         waited: Sequence[Job] = jobs
         # A process that dies before it has said what it works on breaks the pool, and all its open jobs are lost.
         for attempt in range(1, ATTEMPTS + 1):
             for pool in {job.pool for job in waited}:
                 futures = [job.future for job in waited if job.pool is pool]
                 while pool.active and concurrent.futures.wait(futures, timeout=1).not_done:
-                    pass
+                    on_wait()
             waited = [job for job in waited if job.lost]
             if not waited:
                 break

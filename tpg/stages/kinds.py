@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 from tpg.randomness import Purpose, torch_seed
 from tpg.reporting.stage_pictures import draw_losses, draw_reliability
@@ -21,11 +21,12 @@ from tpg.training.run_folder import write_atomically
 class Supervised(Kind[SupervisedStage, SupervisedModule]):
     """A policy that imitates."""
 
-    entry: ClassVar[str] = "tpg.sft"
-    data: ClassVar[str] = "demonstrations"
-    model: ClassVar[str] = "policy"
-    rows: ClassVar[str] = "responses"
-    objective: ClassVar[str] = "eval/loss"
+    entry = "tpg.sft"
+    options = SupervisedStage
+    data = "demonstrations"
+    model = "policy"
+    rows = "responses"
+    objective = "eval/loss"
 
     def prepare(self, stage: SupervisedStage) -> tuple[SupervisedModule, tuple[str, ...]]:
         """Policy and demonstrations."""
@@ -48,11 +49,12 @@ class Supervised(Kind[SupervisedStage, SupervisedModule]):
 class RewardModel(Kind[PreferenceStage, PreferenceModule]):
     """A classifier whose one logit is a reward."""
 
-    entry: ClassVar[str] = "tpg.reward"
-    data: ClassVar[str] = "preferences"
-    model: ClassVar[str] = "reward_model"
-    rows: ClassVar[str] = "pairs"
-    objective: ClassVar[str] = "eval/accuracy"
+    entry = "tpg.reward"
+    options = PreferenceStage
+    data = "preferences"
+    model = "reward_model"
+    rows = "pairs"
+    objective = "eval/accuracy"
 
     def prepare(self, stage: PreferenceStage) -> tuple[PreferenceModule, tuple[str, ...]]:
         """Policy, its head and preferences."""
@@ -81,7 +83,7 @@ class RewardModel(Kind[PreferenceStage, PreferenceModule]):
         draw_losses(folder.learning_curve, f"Reward model, {seed}", rows, "nats a pair")
         error = measured["eval/calibration_error"]
         draw_reliability(folder.path / "reliability.png", f"Reward model on held-out pairs, {seed}", bins, error)
-        rewards = zip(module.held_out_pairs.pairs, chosen_B.tolist(), rejected_B.tolist(), strict=True)
+        rewards = zip(module.held_out_data.pairs, chosen_B.tolist(), rejected_B.tolist(), strict=True)
         lines = [
             json.dumps({**asdict(pair), "chosen_reward": chosen, "rejected_reward": rejected}, ensure_ascii=False)
             for pair, chosen, rejected in rewards
@@ -89,3 +91,7 @@ class RewardModel(Kind[PreferenceStage, PreferenceModule]):
         write_atomically(folder.path / "held_out.jsonl", "".join(line + "\n" for line in lines))
         write_atomically(folder.path / "reliability.json", json.dumps([asdict(each) for each in bins], indent=2) + "\n")
         return measured
+
+
+KINDS: dict[str, Kind[Any, Any]] = {kind.entry: kind for kind in (Supervised(), RewardModel())}
+"""By the module that is typed."""

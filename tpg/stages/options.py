@@ -1,6 +1,8 @@
 """A whole stage as typed options, and what must hold between them."""
 
+import reprlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -50,10 +52,16 @@ class Stage(ABC):
 
     def check(self) -> None:
         """Raise `UserError` for what cannot run here. Loads nothing."""
-        if self.trainer.processes > 1 or self.trainer.strategy != "single":
-            alone = self.trainer.strategy == "single"
-            given = f"devices={self.trainer.devices}" if alone else f"strategy={self.trainer.strategy}"
-            raise UserError(f"trainer.{given}: a stage before RL runs on one device; use trainer=auto")
+        if self.trainer.shards:
+            raise UserError(
+                f"trainer.strategy={self.trainer.strategy}: a stage before RL holds the whole model on every device;"
+                " use trainer=ddp or trainer=auto"
+            )
+        if self.trainer.num_nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes={self.trainer.num_nodes}: a stage before RL runs on one node; use"
+                " trainer.num_nodes=1"
+            )
         self.check_data()
         self.policy.check()
         self.trainer.check()
@@ -104,6 +112,22 @@ class PreferenceStage(Stage):
         self.preferences.check(self.task)
 
 
-def limit(stage: Stage, positions: int | None) -> int:
-    """The most tokens that a prompt and its response may have: the stage's limit or the context, if that is less."""
-    return min(stage.max_tokens, positions) if positions is not None else stage.max_tokens
+def short_enough(
+    stage: Stage, positions: int | None, lengths: Sequence[int], what: str, prompt_of: Callable[[int], str]
+) -> list[int]:
+    """The rows that are within the stage's limit and the context of so many positions; lengths in tokens.
+
+    Raises `UserError` where one is not, unless it is to be left out and others remain. It says `what` of the rows.
+    """
+    most = stage.max_tokens if positions is None else min(stage.max_tokens, positions)
+    kept = [row for row, length in enumerate(lengths) if length <= most]
+    if len(kept) < len(lengths) and (stage.overlong == "raise" or not kept):
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        bound = f"max_tokens={most}" if most == stage.max_tokens else f"the policy's context is {most} tokens"
+        raise UserError(
+            f"{bound}: {len(lengths) - len(kept)} of {len(lengths)} {what}, the longest {lengths[longest]} tokens"
+            f" ({reprlib.repr(prompt_of(longest))})"
+            + (": raise it" if most == stage.max_tokens else "")
+            + (", or leave them out with overlong=filter" if kept else "")
+        )
+    return kept

@@ -1,22 +1,18 @@
 """Reward models from preferences."""
 
-import reprlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tpg.errors import UserError
 from tpg.rewards.learned.rendering import conversation_ids
 from tpg.stages.calibration import accuracy, bradley_terry, calibration_error, reliability
 from tpg.stages.classifier import RewardClassifier
 from tpg.stages.module import Rows, StageModule
-from tpg.stages.options import PreferenceStage, limit
-from tpg.stages.order import Order
+from tpg.stages.options import PreferenceStage, short_enough
 from tpg.tasks.base import Example
 from tpg.tasks.preferences import Pair
 
@@ -34,6 +30,13 @@ class PairTokens:
     overlong: int
     """How many were left out because they are too long."""
 
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def counted(self, rows: Sequence[int]) -> int:
+        """Tokens of both conversations."""
+        return sum(len(self.chosen[row]) + len(self.rejected[row]) for row in rows)
+
     def length(self, row: int) -> int:
         """Tokens of the longer of the two."""
         return max(len(self.chosen[row]), len(self.rejected[row]))
@@ -48,6 +51,10 @@ class PairTokens:
                 parts.append([row])
         return [tuple(part) for part in parts]
 
+    def cost(self, part: Sequence[int]) -> int:
+        """Tokens of the rectangle of both conversations of each pair, padding included."""
+        return 2 * len(part) * max(map(self.length, part))
+
 
 def tokens_of(pairs: Sequence[Pair], tokenizer: Any, positions: int | None, stage: PreferenceStage) -> PairTokens:
     """All pairs that are short enough. Raises `UserError` for one that is not, unless it is to be left out."""
@@ -57,17 +64,8 @@ def tokens_of(pairs: Sequence[Pair], tokenizer: Any, positions: int | None, stag
         tuple(tuple(conversation_ids(tokenizer, prompt, text)) for text in (pair.chosen, pair.rejected))
         for prompt, pair in zip(prompts, pairs, strict=True)
     ]
-    most = limit(stage, positions)
-    kept = [row for row, ids in enumerate(both) if max(map(len, ids)) <= most]
-    if len(kept) < len(pairs) and (stage.overlong == "raise" or not kept):
-        longest = max(range(len(pairs)), key=lambda row: max(map(len, both[row])))
-        bound = f"max_tokens={most}" if most == stage.max_tokens else f"the policy's context is {most} tokens"
-        raise UserError(
-            f"{bound}: {len(pairs) - len(kept)} of {len(pairs)} pairs have a longer conversation, the longest"
-            f" {max(map(len, both[longest]))} tokens ({reprlib.repr(prompts[longest])})"
-            + (": raise it" if most == stage.max_tokens else "")
-            + (", or leave them out with overlong=filter" if kept else "")
-        )
+    lengths = [max(map(len, conversations)) for conversations in both]
+    kept = short_enough(stage, positions, lengths, "pairs have a longer conversation", prompts.__getitem__)
     given = [pairs[row].margin for row in kept]
     return PairTokens(
         pairs=tuple(pairs[row] for row in kept),
@@ -78,27 +76,31 @@ def tokens_of(pairs: Sequence[Pair], tokenizer: Any, positions: int | None, stag
     )
 
 
-class PreferenceModule(StageModule):
+class PreferenceModule(StageModule[PairTokens]):
     """The Bradley-Terry loss of pairs, a mean over those of a step."""
+
+    final_rewards: tuple[Tensor, Tensor]
+    """Those of `held_out_rewards` when training is over."""
 
     def __init__(
         self, classifier: RewardClassifier, train: PairTokens, held_out: PairTokens, stage: PreferenceStage
     ) -> None:
-        order = Order(len(train.pairs), stage.pairs_per_step, stage.epochs, stage.seed)
-        super().__init__(classifier, order, stage)
+        super().__init__(classifier, train, held_out, stage)
         self.classifier = classifier
         self.options = stage
-        self.train_pairs = train
-        self.held_out_pairs = held_out
 
-    def parts(self, rows: Sequence[int]) -> list[Rows]:
-        """Within the stage's tokens, padding included."""
-        return self.train_pairs.parts(rows, self.stage.tokens_per_microbatch)
+    def parts(self, data: PairTokens, rows: Sequence[int]) -> list[Rows]:
+        """Within the bound on tokens, padding included."""
+        return data.parts(rows, self.memory.tokens)
+
+    def cost(self, data: PairTokens, part: Rows) -> int:
+        """Padding included."""
+        return data.cost(part)
 
     def share(self, part: Rows, rows: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         """The part's losses over the pairs of the whole step; and its share of their accuracy and difference."""
-        chosen_B, rejected_B = self._rewards(self.train_pairs, part)
-        margins_B = chosen_B.new_tensor([self.train_pairs.margins[row] for row in part])
+        chosen_B, rejected_B = self._rewards(self.data, part)
+        margins_B = chosen_B.new_tensor([self.data.margins[row] for row in part])
         losses_B = bradley_terry(chosen_B, rejected_B, margins_B, self.options.centering)
         differences_B, weight = (chosen_B - rejected_B).detach(), len(part) / len(rows)
         others = {
@@ -112,32 +114,28 @@ class PreferenceModule(StageModule):
         chosen_B, rejected_B = rewards_2B.chunk(2)
         return chosen_B, rejected_B
 
-    def tokens(self, rows: Sequence[int]) -> int:
-        """Those of both conversations."""
-        return sum(len(self.train_pairs.chosen[row]) + len(self.train_pairs.rejected[row]) for row in rows)
-
     @torch.no_grad()
     def held_out_rewards(self) -> tuple[Tensor, Tensor]:
         """Those of the chosen and of the rejected responses that are held out, in their order, (B,) each."""
-        tokens = self.held_out_pairs
-        found_B2 = torch.zeros(len(tokens.pairs), 2, dtype=torch.float64)
-        for part in tokens.parts(range(len(tokens.pairs)), self.stage.tokens_per_microbatch):
-            self.on_pass()
-            found_B2[list(part)] = torch.stack(self._rewards(tokens, part), dim=-1).double().cpu()
+        tokens = self.held_out_data
+        found_B2 = torch.zeros(len(tokens), 2, dtype=torch.float64)
+        for part, rewards_B2 in self.over_held_out(
+            lambda part: torch.stack(self._rewards(tokens, part), dim=-1).double().cpu()
+        ):
+            found_B2[list(part)] = rewards_B2
         return found_B2[:, 0], found_B2[:, 1]
 
     def measured(self) -> dict[str, float]:
         """Loss, accuracy, mean difference, calibration; mean and standard deviation of the rewards."""
         return self.measures_of(*self.held_out_rewards())
 
-    @cached_property
-    def final_rewards(self) -> tuple[Tensor, Tensor]:
-        """Those of `held_out_rewards`, taken once; to be asked for when training is over."""
-        return self.held_out_rewards()
+    def conclude(self) -> None:
+        """Take the rewards that are written, in the precision of the weights."""
+        self.final_rewards = self.held_out_rewards()
 
     def measures_of(self, chosen_B: Tensor, rejected_B: Tensor) -> dict[str, float]:
         """What `measured` gives for these rewards of the held-out pairs."""
-        margins_B = torch.tensor(self.held_out_pairs.margins, dtype=torch.float64)
+        margins_B = torch.tensor(self.held_out_data.margins, dtype=torch.float64)
         differences_B = chosen_B - rejected_B
         mean, std = reward_statistics(chosen_B, rejected_B).values()
         return {

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tpg.stages.module import StageCallback, StageModule
+from tpg.training.recording import ProgressBar
 from tpg.training.run_folder import RunFolder
 
 FIRST = 5
@@ -30,7 +29,7 @@ class StepRecorder(StageCallback):
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
-    def on_start_measured(self, module: StageModule) -> None:
+    def on_start_measured(self, module: StageModule[Any]) -> None:
         """The row of step 0."""
         self._record(module, 0)
 
@@ -38,57 +37,32 @@ class StepRecorder(StageCallback):
         """A step's row."""
         self._record(module, iteration)
 
-    def _record(self, module: StageModule, step: int) -> None:
+    def _record(self, module: StageModule[Any], step: int) -> None:
         row = {"iteration": step, **module.metrics}
         self.folder.add_row(row)
         for logger in module.loggers:
             logger.log_metrics(dict(row), step=step)
 
 
-class StepLine(StageCallback):
+class StepLine(ProgressBar, StageCallback):
     """A bar with loss, tokens/s and the time left; off a terminal lines, of the first steps and of some others."""
 
     def __init__(self, steps: int, console: Console) -> None:
-        self.steps = steps
-        self.console = console
-        self.bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        super().__init__("step", steps, console)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the bar from where the run stands."""
-        self.bar.start()
-        self.task = self.bar.add_task("train", total=self.steps, completed=trainer.current_epoch, status="")
-
-    def on_start_measured(self, module: StageModule) -> None:
+    def on_start_measured(self, module: StageModule[Any]) -> None:
         """What there is before any step."""
-        self.console.print(f"step 0/{self.steps}  {shown(module.metrics)}", highlight=False)
+        self.console.print(f"step 0/{self.total}  {shown(module.metrics)}", highlight=False)
 
     def on_iteration_end(self, module: Any, iteration: int) -> None:
         """Move on."""
         metrics = module.metrics
         self.bar.update(self.task, advance=1, status=shown(metrics))
-        every = max(1, self.steps // LINES)
+        every = max(1, self.total // LINES)
         measured = any(name.startswith("eval/") for name in metrics)
         if self.bar.disable and (iteration <= FIRST or iteration % every == 0 or measured):
-            line = f"step {iteration}/{self.steps}  {shown(metrics)}  {metrics['step_time']:.1f} s"
+            line = f"step {iteration}/{self.total}  {shown(metrics)}  {metrics['step_time']:.1f} s"
             self.console.print(line, highlight=False)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the finished bar on the screen."""
-        self.bar.stop()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Free the terminal."""
-        self.bar.stop()
 
 
 def shown(metrics: dict[str, float]) -> str:

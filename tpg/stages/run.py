@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -14,21 +13,19 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from tpg.errors import Interrupted, UserError, one_line
-from tpg.policies.memory import ran_out
+from tpg.errors import Interrupted
 from tpg.stages.module import StageModule
 from tpg.stages.options import Stage
 from tpg.stages.recording import StepLine, StepRecorder
 from tpg.tasks.table import Parts
 from tpg.training.checkpoint_files import AtomicCheckpointIO, FoundCheckpoints
 from tpg.training.checkpoints import Checkpoints, StopRequest
-from tpg.training.faults.full_disk import is_full
-from tpg.training.preparation import quiet_libraries
+from tpg.training.parallel.ranks import Ranks
 from tpg.training.run_folder import RunFolder, write_atomically
 from tpg.training.tracking.session import Tracking
 
 S = TypeVar("S", bound=Stage)
-M = TypeVar("M", bound=StageModule)
+M = TypeVar("M", bound=StageModule[Any])
 
 
 class StageFolder(RunFolder):
@@ -44,6 +41,8 @@ class Kind(ABC, Generic[S, M]):
 
     entry: ClassVar[str]
     """The module that is typed, e.g. tpg.sft."""
+    options: ClassVar[type[Stage]]
+    """What its config is built into."""
     data: ClassVar[str]
     """The config group of its data."""
     model: ClassVar[str]
@@ -66,82 +65,51 @@ class Kind(ABC, Generic[S, M]):
         """Pictures and whatever else the stage leaves; what the summary holds of it."""
 
 
-@dataclass(frozen=True)
-class StageSpec:
-    """What a stage needs to begin or to go on."""
-
-    stage: Any
-    config: Mapping[str, Any]
-    text: str
-    """The config as the run's folder holds it."""
-    path: Path
-    begun: bool
-    """Whether the folder holds a part of this run."""
-    stop_file: Path | None = None
-
-
-def carry_out(kind: Kind[Any, Any], spec: StageSpec) -> dict[str, Any]:
-    """Load, make the folder, train from the newest checkpoint if there is one, and finish; returns the summary.
-
-    Raises `UserError` for what cannot be loaded, before there is a folder, and where the disk is full or memory runs
-    out; `Interrupted` when SIGTERM, SIGINT or the stop file asked for a stop: a checkpoint stands then.
-    """
-    quiet_libraries()
-    stop = StopRequest(spec.stop_file)
-    stop.install()
-    module, notes = kind.prepare(spec.stage)
-    stop.check()
-    folder = StageFolder(spec.path, kind.model)
-    with _told(kind, folder.path):
-        if spec.begun:
-            write_atomically(folder.config, spec.text)
-        else:
-            _create(folder, spec.text)
-        return _run(kind, spec, module, notes, folder, stop)
-
-
-def _create(folder: StageFolder, text: str) -> None:
-    try:
-        folder.create(text)
-    except OSError as error:
-        if is_full(error):
-            raise
-        raise UserError(f"run_dir={folder.path}: cannot be made: {error.strerror}") from error
-
-
-def _run(
+def run(
     kind: Kind[Any, Any],
-    spec: StageSpec,
-    module: StageModule,
+    stage: Stage,
+    config: Mapping[str, Any],
+    module: StageModule[Any],
     notes: tuple[str, ...],
     folder: StageFolder,
     stop: StopRequest,
+    ranks: Ranks,
 ) -> dict[str, Any]:
-    stage, steps = spec.stage, module.order.steps
-    console = Console(soft_wrap=True)
-    found = FoundCheckpoints.of(folder)
+    """Train, from the newest checkpoint if there is one, and finish. Returns the summary.
+
+    Every process of `ranks` runs this; what is written and said is the main one's. Raises `Interrupted` when SIGTERM,
+    SIGINT or the stop file asked for a stop; a checkpoint stands then.
+    """
+    folder.writes = ranks.main
+    steps = module.order.steps
+    console = Console(soft_wrap=True, quiet=not ranks.main)
+    found = ranks.from_main(lambda: FoundCheckpoints.of(folder))
     done = RunFolder.iteration_of(found.newest)
     for warning in found.warnings:
         console.print(f"warning: {escape(warning)}", highlight=False)
-    trainer_options, note = stage.trainer.on_this_machine(module.trained, folder.precision)
+    trainer_options, note = ranks.from_main(lambda: stage.trainer.on_this_machine(module.trained, folder.precision))
+    if ranks.world == 1:  # be it trainer=ddp trainer.devices=1: no strategy needs to see the passes
+        trainer_options = replace(trainer_options, strategy="single")
     stage = replace(stage, trainer=trainer_options)
     _announce(kind, stage, module, [*notes, *([note] if note else [])], folder, done, console)
     folder.cut_back(done or -1)  # what is measured before the first step is measured again
+    module.ranks = ranks
     module.begun_after = done
     module.on_pass = lambda: _leave_if_overdue(stop, stage)
-    checkpoints = Checkpoints(folder, stage.checkpoint, steps, stop, found=found)
-    with Tracking(stage.logger, folder, spec.config, done) as tracking:
+    checkpoints = Checkpoints(folder, stage.checkpoint, steps, stop, ranks, found)
+    with Tracking(stage.logger, folder, config, done) as tracking:
         callbacks = [StepRecorder(folder), StepLine(steps, console), checkpoints]
         plugins = [AtomicCheckpointIO()]
         trainer = stage.trainer.build(steps, folder.path, callbacks, tracking.loggers, plugins)
         if done >= steps and found.newest is not None:
             state = torch.load(found.newest, map_location="cpu", weights_only=True)
             module.load_state_dict(state["state_dict"])
-            module.total_tokens = state["tpg"]["total_tokens"]
+            module.on_load_checkpoint(state)
         else:
             trainer.fit(module, ckpt_path=found.newest, weights_only=True if found.newest else None)
         module.trained.to(trainer.strategy.root_device)  # Lightning has left it on the CPU
-        summary = _finish(kind, module, folder, console)
+        module.conclude()
+        summary = ranks.from_main(lambda: _finish(kind, module, folder, console))
         tracking.finish(summary)
     return summary
 
@@ -154,7 +122,7 @@ def _leave_if_overdue(stop: StopRequest, stage: Stage) -> None:
 def _announce(
     kind: Kind[Any, Any],
     stage: Stage,
-    module: StageModule,
+    module: StageModule[Any],
     notes: list[str],
     folder: StageFolder,
     done: int,
@@ -180,7 +148,7 @@ def _announce(
     console.print(f"{begun} {escape(shown_path(folder.path))}", highlight=False)
 
 
-def _finish(kind: Kind[Any, Any], module: StageModule, folder: StageFolder, console: Console) -> dict[str, Any]:
+def _finish(kind: Kind[Any, Any], module: StageModule[Any], folder: StageFolder, console: Console) -> dict[str, Any]:
     """Write the model, the pictures and, last of all, the summary; print what came of the stage."""
     rows = folder.rows()
     trained = [row for row in rows if int(row["iteration"]) > 0]
@@ -231,22 +199,3 @@ def left_out(parts: Parts[Any], overlong: int, rows: str) -> tuple[str, ...]:
 def shown_path(path: Path) -> str:
     """The path as one would type it here."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-@contextlib.contextmanager
-def _told(kind: Kind[Any, Any], path: Path) -> Iterator[None]:
-    """One line with the remedy where the disk is full or memory runs out."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError):
-            raise
-        go_on = f"continue with python -m {kind.entry} resume={path}"
-        if is_full(error):
-            raise UserError(f"no space left to write in {path} ({one_line(error)}): free some, and {go_on}") from error
-        if ran_out(error):
-            raise UserError(
-                f"out of memory: use a smaller tokens_per_microbatch, policy.gradient_checkpointing=true,"
-                f" policy.dtype=bfloat16 or +policy.lora.rank=16; {go_on} tokens_per_microbatch=..."
-            ) from error
-        raise

@@ -13,8 +13,7 @@ from tpg.policies.base import Policy
 from tpg.policies.logprobs import context
 from tpg.rollouts.engine import Continuation, Prefix, assembled
 from tpg.stages.module import Rows, StageModule
-from tpg.stages.options import SupervisedStage, limit
-from tpg.stages.order import Order
+from tpg.stages.options import SupervisedStage, short_enough
 from tpg.tasks.base import Example
 from tpg.tasks.demonstrations import Demonstration
 from tpg.tasks.rendering import render_prompts
@@ -42,6 +41,13 @@ class Tokens:
         zeros = [torch.zeros(len(tokens)) for tokens in ids]
         return assembled(continuations, ids, zeros, [FinishReason.STOP] * len(ids), policy, 0)
 
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    def length(self, row: int) -> int:
+        """Tokens of prompt and response."""
+        return len(self.prompts[row]) + len(self.responses[row])
+
     def counted(self, rows: Sequence[int]) -> int:
         """Tokens that carry loss."""
         return sum(len(self.responses[row]) for row in rows)
@@ -60,18 +66,9 @@ def tokens_of(pairs: Sequence[Demonstration], policy: Policy, stage: SupervisedS
     examples = [Example(pair.prompt) for pair in pairs]
     prompts = render_prompts(stage.task, examples, policy.tokenizer, NO_LIMIT, "raise").token_ids
     responses = [_response(pair, policy) for pair in pairs]
-    most = limit(stage, policy.max_positions)
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    kept = [row for row, length in enumerate(lengths) if length <= most]
-    if len(kept) < len(pairs) and (stage.overlong == "raise" or not kept):
-        longest = max(range(len(pairs)), key=lengths.__getitem__)
-        bound = f"max_tokens={most}" if most == stage.max_tokens else f"the policy's context is {most} tokens"
-        raise UserError(
-            f"{bound}: {len(pairs) - len(kept)} of {len(pairs)} prompts with their responses are longer, the longest"
-            f" {lengths[longest]} tokens ({reprlib.repr(examples[longest].text)})"
-            + (": raise it" if most == stage.max_tokens else "")
-            + (", or leave them out with overlong=filter" if kept else "")
-        )
+    what = "prompts with their responses are longer"
+    kept = short_enough(stage, policy.max_positions, lengths, what, lambda row: examples[row].text)
     return Tokens(tuple(prompts[row] for row in kept), tuple(responses[row] for row in kept), len(pairs) - len(kept))
 
 
@@ -87,45 +84,37 @@ def _response(pair: Demonstration, policy: Policy) -> tuple[int, ...]:
     return (*ids, end_id(policy))
 
 
-class SupervisedModule(StageModule):
+class SupervisedModule(StageModule[Tokens]):
     """The mean negative log-likelihood of response tokens; prompts carry no loss."""
 
     def __init__(self, policy: Policy, train: Tokens, held_out: Tokens, stage: SupervisedStage) -> None:
-        order = Order(len(train.responses), stage.responses_per_step, stage.epochs, stage.seed)
-        super().__init__(policy, order, stage)
+        super().__init__(policy, train, held_out, stage)
         self.policy = policy
-        self.train_tokens = train
-        self.held_out_tokens = held_out
 
-    def parts(self, rows: Sequence[int]) -> list[Rows]:
-        """Within the stage's tokens, prompts shared and without padding where the policy can."""
-        return self._parts(self.train_tokens, rows)
-
-    def _parts(self, tokens: Tokens, rows: Sequence[int]) -> list[Rows]:
-        record = tokens.record(rows, self.policy)
-        shares = self.policy.shares_prompts(context(record))
-        limits = Limits(tokens=self.stage.tokens_per_microbatch, shares_prompts=shares)
-        cut = Splitter(record, limits).parts(torch.arange(len(rows)))
+    def parts(self, data: Tokens, rows: Sequence[int]) -> list[Rows]:
+        """Within the bound on tokens, prompts shared and without padding where the policy can."""
+        cut = self._splitter(data, rows).parts(torch.arange(len(rows)))
         return [tuple(rows[place] for place in part.tolist()) for part in cut]
+
+    def cost(self, data: Tokens, part: Rows) -> int:
+        """As the splitter counts them."""
+        return self._splitter(data, part).cost(list(range(len(part))))
+
+    def _splitter(self, data: Tokens, rows: Sequence[int]) -> Splitter:
+        record = data.record(rows, self.policy)
+        return Splitter(record, Limits(self.memory.tokens, None, self.policy.shares_prompts(context(record))))
 
     def share(self, part: Rows, rows: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         """The part's negative log-likelihood over the tokens of the whole step, nats a token."""
-        return self._nll(self.train_tokens, part) / self.train_tokens.counted(rows), {}
+        return self._nll(self.data, part) / self.data.counted(rows), {}
 
     def _nll(self, tokens: Tokens, part: Rows) -> Tensor:
         record = tokens.record(part, self.policy).trimmed().to(self.policy.device)
         return -self.policy.statistics(record, 1.0).logprobs.sum()
 
-    def tokens(self, rows: Sequence[int]) -> int:
-        """Those with loss."""
-        return self.train_tokens.counted(rows)
-
     def measured(self) -> dict[str, float]:
         """Mean loss a held-out response token, nats, and perplexity."""
-        tokens, rows = self.held_out_tokens, range(len(self.held_out_tokens.responses))
-        total = 0.0
-        for part in self._parts(tokens, rows):
-            self.on_pass()
-            total += float(self._nll(tokens, part))
-        loss = total / tokens.counted(rows)
+        tokens = self.held_out_data
+        total = sum(nll for _, nll in self.over_held_out(lambda part: float(self._nll(tokens, part))))
+        loss = total / tokens.counted(range(len(tokens)))
         return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}

@@ -75,7 +75,7 @@ class Task(ABC):
         """Make or read the examples. Raises `UserError` when a file or column is missing."""
 
     def demonstrations(self, seed: int, count: int) -> tuple[tuple[str, str], ...]:
-        """`count` pairs of prompt and ideal response for a supervised warm start, none of them held out."""
+        """`count` pairs of prompt and ideal response for a supervised warm start; with this seed none is held out."""
         raise NotImplementedError(f"{type(self).__name__} offers no demonstrations")
 
     def preferences(self, seed: int, count: int) -> tuple[Preference, ...]:

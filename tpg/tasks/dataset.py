@@ -3,48 +3,35 @@
 import math
 import random
 import reprlib
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from tpg.component import component
 from tpg.errors import UserError
-from tpg.tasks.base import Example, Examples, Message, Task, held_out_count
-from tpg.tasks.source import SUFFIXES, Format, Row, Source
+from tpg.tasks.base import Example, Examples, Task, held_out_count
+from tpg.tasks.cells import prompt_of
+from tpg.tasks.source import Row, Source, Sources
 
 
 @component
-class Dataset(Task):
+class Dataset(Sources, Task):
     """Rows of a table, one prompt each. Raises `UserError` for keys that don't go together."""
 
-    path: str
-    """A local file, or a local folder or hub id that the `datasets` library reads."""
-    format: Literal["auto", "jsonl", "json", "csv", "parquet", "hub"] = "auto"
-    """`auto` goes by the file's suffix; what has none of them is read by `datasets`."""
+    group: ClassVar[str] = "task"
     prompt: str = "prompt"
     """The column of the prompts: text, or a list of messages ({role, content}) up to the assistant's turn."""
     answer: str | None = "answer"
     """The column of the answer keys: text or numbers."""
     extra_columns: list[str] = Field(default_factory=list)
     """Further columns that rewards may read."""
-    name: str | None = None
-    """The hub dataset's config."""
-    split: str = "train"
-    evaluation_split: str | None = None
-    evaluation_path: str | None = None
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """The share of the rows kept for evaluation, drawn by the seed, when no split or path is given for it."""
     train_limit: int | None = Field(default=None, ge=1)
     evaluation_limit: int | None = Field(default=None, ge=1)
 
     def __post_init__(self) -> None:
-        if self.evaluation_split is not None and self.evaluation_path is not None:
-            raise UserError("task.evaluation_split and task.evaluation_path exclude each other: give one")
-        if self._format_of(self.path) != "hub":
-            for key, default in (("name", None), ("split", "train"), ("evaluation_split", None)):
-                if (given := getattr(self, key)) != default:
-                    raise UserError(f"task.{key}={given} is for hub datasets, but task.path={self.path} is a file")
+        Sources.__post_init__(self)
         if "answer" in self.extra_columns:
             raise UserError("task.extra_columns: the column of the answer keys goes into task.answer")
 
@@ -54,12 +41,12 @@ class Dataset(Task):
 
     def check(self) -> None:
         """Raise `UserError` if a local file or one of its columns is missing; reads no more than headers."""
-        for source in self._sources():
+        for source in self.sources():
             source.check(self._columns_by_key())
 
     def load(self, seed: int) -> Examples:
         """Read the rows, in their order. Raises `UserError` naming the row that has no prompt or answer."""
-        train, *given = map(self._examples, self._sources())
+        train, *given = map(self._examples, self.sources())
         if given:
             evaluation = given[0]
         else:
@@ -80,18 +67,6 @@ class Dataset(Task):
             notes=(f"{duplicates} prompts left out of training: they are held out too",) if duplicates else (),
         )
 
-    def _format_of(self, path: str) -> Format:
-        return SUFFIXES.get(Path(path).suffix.lower(), "hub") if self.format == "auto" else self.format
-
-    def _sources(self) -> list[Source]:
-        sources = [Source("task.path", self.path, self._format_of(self.path), self.split, self.name)]
-        if self.evaluation_split is not None:
-            sources.append(Source("task.path", self.path, "hub", self.evaluation_split, self.name))
-        if self.evaluation_path is not None:
-            path = self.evaluation_path
-            sources.append(Source("task.evaluation_path", path, self._format_of(path), self.split, self.name))
-        return sources
-
     def _columns_by_key(self) -> dict[str, str]:
         extra = {f"task.extra_columns[{i}]": column for i, column in enumerate(self.extra_columns)}
         answer = {} if self.answer is None else {"task.answer": self.answer}
@@ -107,22 +82,7 @@ class Dataset(Task):
             raise UserError(f"{place} has no {missing[0]}")
         answer = None if self.answer is None else _answer(row[self.answer], f"{place}: {self.answer}")
         columns = {column: row[column] for column in self.extra_columns}
-        return Example(_prompt(row[self.prompt], f"{place}: {self.prompt}"), answer, columns)
-
-
-def _prompt(value: Any, place: str) -> str | tuple[Message, ...]:
-    if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, list) and value and all(_is_message(message) for message in value):
-        if value[-1]["role"] == "assistant":
-            raise UserError(f"{place} ends with the assistant's turn, which the policy is to write: leave it out")
-        # Tables fill absent fields with None, which templates take for fields that are there.
-        return tuple({key: field for key, field in message.items() if field is not None} for message in value)
-    raise UserError(f"{place} must be text or a list of messages ({{role, content}}), not {reprlib.repr(value)}")
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+        return Example(prompt_of(row[self.prompt], f"{place}: {self.prompt}"), answer, columns)
 
 
 def _answer(value: Any, place: str) -> str:

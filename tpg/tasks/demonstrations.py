@@ -9,8 +9,9 @@ from pydantic import Field
 from tpg.component import component
 from tpg.errors import UserError
 from tpg.tasks.base import Task
+from tpg.tasks.cells import Prompt, messages_of, prompt_of, response_of
 from tpg.tasks.source import Row
-from tpg.tasks.table import Parts, Prompt, Table, divided, messages_of, prompt_of, response_of
+from tpg.tasks.table import Parts, Table, divided
 
 
 @dataclass(frozen=True)

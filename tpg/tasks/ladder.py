@@ -57,8 +57,16 @@ class Ladder(Task):
         return Examples(train=tuple(train), evaluation=tuple(evaluation))
 
     def demonstrations(self, seed: int, count: int) -> tuple[tuple[str, str], ...]:
-        """`count` pairs of prompt and answer of the first length, none of them held out; one may come twice."""
+        """`count` pairs of prompt and answer of the first length, none of them held out; one may come twice.
+
+        Raises `UserError` when all are held out.
+        """
         length = self.lengths[0]
+        if self.evaluation_sizes[0] >= 10**length:
+            raise UserError(
+                f"task.evaluation_sizes={self.evaluation_sizes}: all numbers of {length} digits are held out, which"
+                " leaves none to demonstrate; hold out fewer, or set warm_start=none"
+            )
         held_out = set(self._numbers(seed, length)[: self.evaluation_sizes[0]])
         rng = random.Random(f"{seed}-ladder-demonstrations")
         drawn = iter(lambda: rng.randrange(10**length), None)

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from tpg.component import component
 from tpg.errors import UserError, one_line
 from tpg.spelling import did_you_mean
 
@@ -39,7 +40,8 @@ class Source:
                 raise UserError(f"{self}: no such file{did_you_mean(self._file.name, _siblings(self._file))}")
             self._require(columns, self._column_names())
         elif self._file.is_file():
-            raise UserError(f"{self}: set task.format to what the file is ({', '.join(SUFFIXES.values())})")
+            group = self.key.partition(".")[0]
+            raise UserError(f"{self}: set {group}.format to what the file is ({', '.join(SUFFIXES.values())})")
         elif (self.path.startswith((".", "/", "~")) or self.path.count("/") > 1) and not self._file.is_dir():
             raise UserError(f"{self} is neither a file or folder nor a hub id (owner/name)")
 
@@ -103,6 +105,50 @@ class Source:
             yield
         except errors as error:
             raise UserError(f"{self} cannot be read as {self.format}: {one_line(error)}") from error
+
+
+@component
+class Sources:
+    """The files, or the splits of a hub dataset, that a config group names. Raises `UserError` for keys that clash."""
+
+    group: ClassVar[str]
+    """With which the keys in messages begin."""
+
+    path: str
+    """A local file, or a local folder or hub id that the `datasets` library reads."""
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "hub"] = "auto"
+    """`auto` goes by the file's suffix; what has none of them is read by `datasets`."""
+    name: str | None = None
+    """The hub dataset's config."""
+    split: str = "train"
+    evaluation_split: str | None = None
+    evaluation_path: str | None = None
+
+    def __post_init__(self) -> None:
+        group = self.group
+        if self.evaluation_split is not None and self.evaluation_path is not None:
+            raise UserError(f"{group}.evaluation_split and {group}.evaluation_path exclude each other: give one")
+        if self._format_of(self.path) != "hub":
+            for key, default in (("name", None), ("split", "train"), ("evaluation_split", None)):
+                if (given := getattr(self, key)) != default:
+                    raise UserError(
+                        f"{group}.{key}={given} is for hub datasets, but {group}.path={self.path} is a file"
+                    )
+
+    def sources(self) -> list[Source]:
+        """The rows to train on, and those held out where a split or path is given for them."""
+        key = f"{self.group}.path"
+        found = [Source(key, self.path, self._format_of(self.path), self.split, self.name)]
+        if self.evaluation_split is not None:
+            found.append(Source(key, self.path, "hub", self.evaluation_split, self.name))
+        if self.evaluation_path is not None:
+            other = self.evaluation_path
+            key = f"{self.group}.evaluation_path"
+            found.append(Source(key, other, self._format_of(other), self.split, self.name))
+        return found
+
+    def _format_of(self, path: str) -> Format:
+        return SUFFIXES.get(Path(path).suffix.lower(), "hub") if self.format == "auto" else self.format
 
 
 def _siblings(file: Path) -> list[str]:

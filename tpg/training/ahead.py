@@ -1,13 +1,11 @@
 """The next iteration's rollout, made before this iteration's update or beside it."""
 
-import dataclasses
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tpg.training.parallel.ranks import Ranks
 from tpg.training.scoring import Scored, Scoring
@@ -31,9 +29,7 @@ class Rollout:
     def state(self, ranks: Ranks) -> dict[str, Any]:
         """All that every process has sampled, as plain tensors."""
         whole = concatenate(ranks.each(lambda: self.trajectories))
-        fields = {field.name: getattr(whole, field.name) for field in dataclasses.fields(whole)}
-        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-        return {"iteration": self.iteration, "tensors": tensors}
+        return {"iteration": self.iteration, "tensors": whole.tensors()}
 
 
 class EndedError(Exception):

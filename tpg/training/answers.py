@@ -1,7 +1,7 @@
 """What an estimator asks for beyond the rewards: greedy responses and continuations, generated and scored."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from tpg.estimators.base import Continuations
 from tpg.method import Method, State
 from tpg.randomness import Purpose, key
+from tpg.rewards.base import Told
 from tpg.rewards.model import RewardModel
 from tpg.rollouts.engine import Engine, Prefix
 from tpg.rollouts.sampling import GREEDY
@@ -26,6 +27,8 @@ class Greedy:
     rewards_B: Tensor
     scored_B: Tensor
     generated_tokens: int
+    told: Mapping[str, Told]
+    """What reward terms tell of scoring them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,8 @@ class Continued:
     """Mean reward of each prefix's scored continuations, NaN where none was scored."""
     generated_tokens: int
     unscored: int
+    told: Mapping[str, Told] = field(default_factory=dict)
+    """What reward terms tell of scoring them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +69,12 @@ class Answering:
     def greedy_rewards(self, trajectories: Trajectories, greedy: Trajectories, iteration: int, state: State) -> Greedy:
         """Score every process's greedy responses."""
         scoring = Scoring((), self.stream.prompts.examples, self.passes.policy, self.reward_model, iteration)
-        scored = joined(self.ranks.each(lambda: scoring.scored(greedy))).trajectories
+        judged = joined(self.ranks.each(lambda: scoring.scored(greedy)))
+        scored = judged.trajectories
         rewards_B, scored_B = self._rewards(scored, state)
         place = {identity: i for i, identity in enumerate(_identity(scored))}
         own_B = torch.tensor([place[identity] for identity in _identity(trajectories)])
-        return Greedy(rewards_B[own_B], scored_B[own_B], int(scored.action_mask_BT.sum()))
+        return Greedy(rewards_B[own_B], scored_B[own_B], int(scored.action_mask_BT.sum()), judged.told)
 
     def continued(self, trajectories: Trajectories, wanted: Continuations, iteration: int, state: State) -> Continued:
         """Continue every different prefix of a prompt `wanted.count` times, and score the complete responses.
@@ -95,7 +101,8 @@ class Answering:
                 on_finished=scoring.finished,
             )
         )
-        scored = joined(self.ranks.each(lambda: scoring.scored(made))).trajectories
+        judged = joined(self.ranks.each(lambda: scoring.scored(made)))
+        scored = judged.trajectories
         generated = int(scored.action_mask_BT.sum())
         # Complete responses count: what was given was chosen by the policy too.
         rewards_B, scored_B = self._rewards(scored.replace(action_mask_BT=scored.response_mask_BT), state)
@@ -104,7 +111,7 @@ class Answering:
         # They came share by share.
         order = [place for share in shares for place, (parent, _) in enumerate(places) if parent in share]
         values = torch.empty(len(places)).index_copy(0, torch.tensor(order), totals / counts)
-        return Continued(values[torch.tensor(owners)], generated, int((~scored_B).sum()))
+        return Continued(values[torch.tensor(owners)], generated, int((~scored_B).sum()), judged.told)
 
     def _shares(self, trajectories: Trajectories) -> list[range]:
         """The trajectories that each process has generated: its share of the prompts, in order."""

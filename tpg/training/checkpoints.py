@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from tpg.errors import Interrupted
+from tpg.rewards.model import RewardModel
 from tpg.training.checkpoint_files import FoundCheckpoints
 from tpg.training.guards import GuardStop
 from tpg.training.module import IterationCallback, TrajectoryPolicyGradient
@@ -65,8 +66,8 @@ class StopRequest:
 class Checkpoints(IterationCallback):
     """Saves every so many iterations, after the last one, and when the run is asked to stop.
 
-    A request during the rollout is met at once, with the boundary that the policy still stands on; one during the
-    update when the iteration is complete, or without a new checkpoint where that would take too long.
+    A request while responses are generated or scored is met at once, with the boundary that the policy still stands on;
+    one during the update when the iteration is complete, or without a new checkpoint where that would take too long.
     """
 
     def __init__(
@@ -86,6 +87,12 @@ class Checkpoints(IterationCallback):
         self._complete = set(found.complete) if found else set()
         self._ended = 0
         self._updating = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let a wait for rewards hear of a request to stop: a judge may take hours."""
+        rewards = pl_module.collector.reward_model if isinstance(pl_module, TrajectoryPolicyGradient) else None
+        if isinstance(rewards, RewardModel):
+            rewards.interrupt_with(self.stop.check)
 
     def on_iteration_start(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
         """Listen in place of Lightning, whose handler would end the process in the middle of an update, code 0."""

@@ -21,7 +21,10 @@ from tpg.training.scoring import Scored, joined, score
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Success estimates by name (reward, pass@1, pass@k, maj@k, mean_length, ...) and what was judged."""
+    """Success estimates by name (reward, pass@1, pass@k, maj@k, mean_length, ...) and what was judged.
+
+    Among them, as `rewards/<term>/<name>`, is what loaded terms tell of themselves: a judge's cost, for example.
+    """
 
     estimates: dict[str, float]
     samples: tuple[Sample, ...]
@@ -69,6 +72,7 @@ class Evaluator:
         estimates["mean_length"] = float(trajectories.lengths_B.float().mean())
         estimates["clipped_ratio"] = float(trajectories.truncated_B.float().mean())
         estimates["unscored"] = float((~trajectories.scored_B).sum())
+        estimates |= {f"rewards/{name}": value for name, value in scored.metrics.items()}
         return EvaluationResult(estimates, scored.samples, rewards_B.tolist(), scored.first_failure)
 
 

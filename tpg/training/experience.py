@@ -150,12 +150,14 @@ class Collector:
             answered = answering.greedy_rewards(trajectories, greedy, iteration, state)
             answers = replace(answers, greedy_rewards_B=answered.rewards_B, greedy_scored_B=answered.scored_B)
             asked["num_tokens/greedy"] = answered.generated_tokens
+            scored = scored.with_spent(answered.told)
             watch.lap("reward")
         if requests.continuations is not None:
             continued = answering.continued(trajectories, requests.continuations, iteration, state)
             answers = replace(answers, continued_values_K=continued.values_K)
             asked["num_tokens/continuations"] = continued.generated_tokens
             asked["continuations/unscored"] = continued.unscored
+            scored = scored.with_spent(continued.told)
             self.engine.release()
             watch.lap("rollout")
         if self.rollout.lag:

@@ -1,6 +1,5 @@
 """A whole experiment as typed options, and what must hold between them."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from tpg.rollouts.engine import RolloutOptions
 from tpg.rollouts.vllm.options import VLLM
 from tpg.spelling import did_you_mean
 from tpg.tasks.base import Task
+from tpg.training.cautions import precision_warnings, warnings
 from tpg.training.curriculum.base import Curriculum, NoCurriculum
 from tpg.training.guards import PLACEHOLDER, Guard, for_each_term
 from tpg.training.metric_names import NAMES, metric_names
@@ -106,7 +106,7 @@ class Experiment:
             return self, []
         trainer, note = (ranks or Ranks()).from_main(lambda: self.trainer.on_this_machine(policy, kept))
         chosen = replace(self, trainer=trainer)
-        return chosen, [note, *chosen.precision_warnings()]
+        return chosen, [note, *precision_warnings(chosen)]
 
     def check(self) -> list[str]:
         """Raise `UserError` for options that cannot go together or are missing; return warnings, a line each."""
@@ -149,7 +149,7 @@ class Experiment:
         self.optimizer.check()
         for name, logger in self.logger.items():
             logger.check(f"logger.{name}")
-        return list(self._warnings())
+        return list(warnings(self))
 
     def check_method(self) -> None:
         """Raise `UserError` for parts of a method that ask of each other what they do not have."""
@@ -260,44 +260,3 @@ class Experiment:
             if not isinstance(callback, Callback):
                 kind = type(callback).__name__
                 raise UserError(f"callbacks.{name}: expected a Lightning Callback (_target_: ...), got {kind}")
-
-    def _warnings(self) -> Any:
-        if self.combination.min_group > 1:
-            yield (
-                f"combination: with {type(self.combination).__name__} a response's reward depends on the others to its"
-                " prompt, so that the gradient is not that of the expected sum of the terms but of another objective"
-            )
-            if not isinstance(self.curriculum, NoCurriculum):
-                yield (
-                    f"curriculum: {type(self.curriculum).__name__} tells by rewards what is solved, and combination"
-                    f" {type(self.combination).__name__} makes them relative to the others to a prompt"
-                )
-        if not (self.estimator.needs_critic or isinstance(self.critic, NoCritic)):
-            yield (
-                f"critic: estimator {type(self.estimator).__name__} reads no critic, so that there is none; use"
-                " estimator=gae, or critic=none"
-            )
-        responses = self.rollout.prompts * self.rollout.responses_per_prompt
-        steps = self.update.steps(responses)
-        if steps > 1 and not self.objective.off_policy:
-            yield (
-                f"{steps} optimizer steps an iteration, but objective {type(self.objective).__name__} corrects for"
-                " none: all but the first are off-policy; objective=ppo_clip corrects"
-            )
-        if self.rollout.sampling.truncates:
-            yield (
-                "rollout.top_k, top_p or min_p cut the policy's distribution: responses are no samples of the policy"
-                " whose gradient is taken, which biases it"
-            )
-        yield from self.curriculum.warnings(self.method)
-        yield from self.precision_warnings()
-
-    def precision_warnings(self) -> Iterator[str]:
-        """Whether rollout and update will compute in different precisions; not known before one is chosen."""
-        precision = self.trainer.precision
-        decodes = None if precision == "auto" else self.rollout.other_precision(precision)
-        if decodes and not self.mismatch.corrects:
-            yield (
-                f"the rollout decodes in {decodes}, the update computes in {precision}: their log-probabilities differ"
-                " (sampling/sampling_logp_difference), which mismatch=sequence_truncate corrects"
-            )

@@ -15,7 +15,7 @@ from tpg.policies.base import PolicyOptions
 from tpg.randomness import Purpose, torch_seed
 from tpg.rewards.base import Term
 from tpg.rewards.combination import Combination, WeightedSum
-from tpg.rewards.model import RewardModel, check_terms
+from tpg.rewards.model import RewardModel, check_terms, load_scorers
 from tpg.rollouts.engine import RolloutOptions
 from tpg.tasks.base import Task
 from tpg.tasks.rendering import render_prompts
@@ -23,7 +23,6 @@ from tpg.training.agreement import agreement
 from tpg.training.best_of_n import Answered, complete, curve
 from tpg.training.evaluation import EvaluationResult, Evaluator
 from tpg.training.judging_report import Judgement, print_judgement, write_report
-from tpg.training.judging_report import plain as _plain  # noqa: F401
 from tpg.training.options import Evaluation
 from tpg.training.preparation import quiet_libraries
 from tpg.training.prompts import PromptStream
@@ -71,10 +70,7 @@ class EvaluationRun:
         self._check_report()
         self.combination.check(self.reward_model)
         check_terms(self.reward_model, self.task.columns())
-        try:
-            check_terms(self.against or {}, self.task.columns())
-        except UserError as error:
-            raise UserError(str(error).replace("reward_model.", "against.", 1)) from None
+        check_terms(self.against or {}, self.task.columns(), "against")
         self.task.check()
         self.policy.check()
         self.rollout.check()
@@ -131,7 +127,10 @@ def judge(run: EvaluationRun) -> float:
         workers = run.reward_workers, run.reward_memory_gb
         reward_model = stack.enter_context(RewardModel(run.reward_model, *workers, run.combination))
         reward_model.to(str(device))
-        against = stack.enter_context(RewardModel(run.against, *workers)) if run.against else None
+        against = None
+        if run.against:
+            scorers = load_scorers(run.against, "against")
+            against = stack.enter_context(RewardModel(run.against, *workers, scorers=scorers))
         stack.enter_context(engine)
         stack.enter_context(trainer.precision_plugin.forward_context())
         stack.enter_context(console.status(f"{len(held_out.token_ids)} prompts x {count} responses"))
@@ -142,6 +141,7 @@ def judge(run: EvaluationRun) -> float:
             against.to(str(device))
             judged = against.score(result.samples)
             truths = judged.total
+            result.estimates.update({f"against/rewards/{name}": value for name, value in judged.metrics.items()})
             _refuse_unscored("against", truths, judged.first_failure)
     judgement = _judged(run, result, truths)
     print_judgement(judgement, run.samples, console)

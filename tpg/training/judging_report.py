@@ -56,7 +56,7 @@ def print_judgement(judgement: Judgement, shown: int, console: Console) -> None:
     table.add_column("estimate")
     table.add_column("value", justify="right")
     for name, value in judgement.estimates.items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(name, f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}")  # a small cost
     console.print(table)
     if judgement.curve:
         _print_curve(judgement, console)

@@ -3,6 +3,18 @@
 import re
 from collections.abc import Iterable
 
+TOLD = (
+    "rewards/{term}/nearest",
+    "rewards/{term}/raw_mean",
+    "rewards/{term}/clipped",
+    "rewards/{term}/judge_seconds",
+    "rewards/{term}/judge_tokens",
+    "rewards/{term}/judge_cost",
+    "rewards/{term}/judge_disagreement",
+    "rewards/{term}/cache_hits",
+    "rewards/{term}/retries",
+)
+"""What loaded terms tell of themselves, in training and on held-out prompts."""
 NAMES = (
     "reward",
     "reward_std",
@@ -15,15 +27,7 @@ NAMES = (
     "rewards/{term}/correlation",
     "rewards/{term}/share",
     "rewards/{term}/passed",
-    "rewards/{term}/nearest",
-    "rewards/{term}/raw_mean",
-    "rewards/{term}/clipped",
-    "rewards/{term}/judge_seconds",
-    "rewards/{term}/judge_tokens",
-    "rewards/{term}/judge_cost",
-    "rewards/{term}/judge_disagreement",
-    "rewards/{term}/cache_hits",
-    "rewards/{term}/retries",
+    *TOLD,
     "completions/mean_length",
     "completions/max_length",
     "completions/clipped_ratio",
@@ -79,6 +83,7 @@ NAMES = (
     "eval/mean_length",
     "eval/clipped_ratio",
     "eval/unscored",
+    *(f"eval/{name}" for name in TOLD),
     "num_tokens",
     "num_tokens/greedy",
     "num_tokens/continuations",

@@ -77,15 +77,14 @@ def _table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     return columns, data
 
 
-class ProgressLine(IterationCallback):
-    """A bar with reward, tokens/s and the time left; off a terminal, a line an iteration. Warnings are said once."""
+class ProgressBar(IterationCallback):
+    """A bar of what is done, with the time left, on a terminal."""
 
-    def __init__(self, iterations: int, console: Console) -> None:
-        self.iterations = iterations
+    def __init__(self, unit: str, total: int, console: Console) -> None:
+        self.total = total
         self.console = console
-        self.said: set[str] = set()
         self.bar = Progress(
-            TextColumn("iteration"),
+            TextColumn(unit),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[status]}"),
@@ -99,7 +98,23 @@ class ProgressLine(IterationCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar from where the run stands."""
         self.bar.start()
-        self.task = self.bar.add_task("train", total=self.iterations, completed=trainer.current_epoch, status="")
+        self.task = self.bar.add_task("train", total=self.total, completed=trainer.current_epoch, status="")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the finished bar on the screen."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Free the terminal."""
+        self.bar.stop()
+
+
+class ProgressLine(ProgressBar):
+    """A bar with reward, tokens/s and the time left; off a terminal, a line an iteration. Warnings are said once."""
+
+    def __init__(self, iterations: int, console: Console) -> None:
+        super().__init__("iteration", iterations, console)
+        self.said: set[str] = set()
 
     def on_iteration_end(self, module: TrajectoryPolicyGradient, iteration: int) -> None:
         """Move on."""
@@ -111,20 +126,12 @@ class ProgressLine(IterationCallback):
             status += "  critic warm-up: the policy stays"
         self.bar.update(self.task, advance=1, status=status)
         if self.bar.disable:
-            self.console.print(f"iteration {iteration}/{self.iterations}  {status}  {metrics['step_time']:.1f} s")
+            self.console.print(f"iteration {iteration}/{self.total}  {status}  {metrics['step_time']:.1f} s")
         assert module.experience is not None
         for term, cause in module.experience.scored.first_failure.items():
             self._warn(f"reward_model.{term} left responses unscored: {cause}", term)
         if not module.experience.weighed.needed_B.any():
             self._warn(f"iteration {iteration} carried no signal: every weight is zero", "signal")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the finished bar on the screen."""
-        self.bar.stop()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Free the terminal."""
-        self.bar.stop()
 
     def _warn(self, message: str, subject: str) -> None:
         if subject not in self.said:

@@ -12,6 +12,7 @@ from safetensors.torch import load_model, save_model
 from tpg.policies.base import Policy, Reference
 from tpg.policies.critic import Critic
 from tpg.policies.gathered import Gathered
+from tpg.reporting.automaton_picture import draw_automata
 from tpg.rewards.model import RewardModel
 from tpg.rollouts.engine import Engine
 from tpg.training.checkpoint_files import AtomicCheckpointIO, FoundCheckpoints
@@ -55,6 +56,8 @@ def run(
         console.print(f"warning: {warning}", highlight=False)
     experiment, notes = experiment.on_this_machine(prepared.policy, folder.precision, ranks)
     announce(experiment, replace(prepared, notes=(*prepared.notes, *notes)), folder, checkpoint, console)
+    if ranks.main:
+        draw_automata(experiment.reward_model, folder.path)
     policy = prepared.policy
     stop = StopRequest(stop_file)
     stop.install()

@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from tpg.policies.base import Policy
-from tpg.rewards.base import Sample
+from tpg.rewards.base import Sample, Told, values_of
 from tpg.rewards.model import Pending, RewardModel
 from tpg.rollouts.engine import Finished, Prefix, expanded
 from tpg.tasks.base import Example
@@ -23,18 +23,34 @@ class Scored:
     failures: dict[str, dict[str, int]]
     """How often a term failed, by reason."""
     first_failure: dict[str, str]
-    metrics: dict[str, float] = field(default_factory=dict)
+    told: dict[str, Told] = field(default_factory=dict)
     """What loaded terms tell of themselves, as `<term>/<name>`."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The same as numbers."""
+        return values_of(self.told)
+
+    def with_spent(self, told: Mapping[str, Told]) -> "Scored":
+        """With the totals, a judge's cost for one, of other responses that were scored for these."""
+        totals = {name: each for name, each in told.items() if each.count is None}
+        return replace(self, told=added([self.told, totals]))
+
+
+def added(parts: Sequence[Mapping[str, Told]]) -> dict[str, Told]:
+    """What is told of several shares, of all of them."""
+    found: dict[str, Told] = {}
+    for part in parts:
+        for name, each in part.items():
+            found[name] = found[name] + each if name in found else each
+    return found
 
 
 def joined(parts: Sequence[Scored]) -> Scored:
-    """Several shares of one rollout as one; what terms tell of themselves is the mean of those that tell it."""
+    """Several shares of one rollout as one."""
     failures: dict[str, Counter[str]] = {}
     first: dict[str, str] = {}
-    told: dict[str, list[float]] = {}
     for part in parts:
-        for name, value in part.metrics.items():
-            told.setdefault(name, []).append(value)
         for term, reasons in part.failures.items():
             failures.setdefault(term, Counter()).update(reasons)
         first = {**part.first_failure, **first}
@@ -43,7 +59,7 @@ def joined(parts: Sequence[Scored]) -> Scored:
         samples=tuple(sample for part in parts for sample in part.samples),
         failures={term: dict(reasons) for term, reasons in failures.items()},
         first_failure=first,
-        metrics={name: sum(values) / len(values) for name, values in told.items()},
+        told=added([part.told for part in parts]),
     )
 
 
@@ -107,7 +123,7 @@ class Scoring:
             scored_B=torch.tensor(rewards.scored, dtype=torch.bool),
             reward_terms_B={name: torch.tensor(values, dtype=torch.float32) for name, values in rewards.terms.items()},
         )
-        return Scored(scored, samples, rewards.failures, rewards.first_failure, rewards.metrics)
+        return Scored(scored, samples, rewards.failures, rewards.first_failure, rewards.told)
 
     def _begin(self, samples: Mapping[int, Sample]) -> None:
         pending = self.reward_model.submit(list(samples.values()))

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 
 from tpg.policies.base import Policy
-from tpg.randomness import Purpose, torch_seed
 from tpg.rollouts.engine import Continuation, Prefix, assembled
 from tpg.tasks.base import Example, Task
 from tpg.tasks.rendering import render_prompts
@@ -16,8 +15,11 @@ from tpg.trajectories import FinishReason
 def warm_start(
     policy: Policy, task: Task, options: WarmStart, seed: int, max_prompt_tokens: int, on_step: Callable[[float], None]
 ) -> None:
-    """Train the policy in place on completions alone (prompts carry no loss), with AdamW and a linear fall to zero."""
-    pairs = task.demonstrations(torch_seed(seed, Purpose.WARM_START), options.steps * options.examples_per_step)
+    """Train the policy in place on completions alone (prompts carry no loss), with AdamW and a linear fall to zero.
+
+    `seed` is the one that the task is loaded with: it decides on the prompts held out, which are not demonstrated.
+    """
+    pairs = task.demonstrations(seed, options.steps * options.examples_per_step)
     examples = [Example(prompt) for prompt, _ in pairs]
     prompts = render_prompts(task, examples, policy.tokenizer, max_prompt_tokens, "raise").token_ids
     end = min(policy.end_ids)

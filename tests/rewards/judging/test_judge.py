@@ -117,7 +117,7 @@ def test_metrics_tell_tokens_cost_and_time(server):
     assert first["judge/judge_tokens"] == 240  # 2 x (100 + 20)
     assert second["judge/judge_tokens"] == 120
     assert first["judge/judge_cost"] == pytest.approx(2 * 400e-6)  # 100 x 2 + 20 x 10 of a million
-    assert second["judge/judge_cost"] == pytest.approx(3 * 400e-6)
+    assert second["judge/judge_cost"] == pytest.approx(400e-6)
     assert first["judge/judge_seconds"] >= 0.05
     assert first["judge/retries"] == first["judge/cache_hits"] == 0
 

@@ -1,6 +1,7 @@
 """Whole runs whose reward is a judge's."""
 
 import csv
+import json
 import re
 
 import pytest
@@ -50,12 +51,25 @@ def test_a_run_learns_from_a_judge_asks_once_a_response_and_tells_no_key(entry, 
     assert 0 < float(first["reward"]) < 1
     assert float(first["rewards/judge/judge_tokens"]) == 8 * 120
     assert float(second["rewards/judge/judge_tokens"]) == 8 * 120
+    assert float(first["eval/rewards/judge/judge_tokens"]) == 4 * 120
+    final = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert final["eval/rewards/judge/judge_tokens"] == 4 * 120
     assert float(first["grad_norm"]) > 0
     assert first["rewards/judge/unscored"] == second["rewards/judge/unscored"] == "0.0"
     written = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
     assert any("MY_JUDGE" in path.read_text() for path in written if path.suffix == ".yaml")
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
     assert SECRET not in out
+
+
+@pytest.mark.parametrize("algorithm", ["remax", "vineppo"])
+def test_what_an_estimator_asks_for_is_paid_for_too(entry, server, tmp_path, algorithm):
+    server.answer = grade
+    code, _, err = entry(tpg.train, *TINY, *judged_by(server), f"algorithm={algorithm}", "evaluation.every=0")
+    assert (code, err) == (0, [])
+    paid = [float(row["rewards/judge/judge_tokens"]) for row in rows(tmp_path / "a")]
+    assert sum(paid) == 120 * len(server.bodies)
+    assert min(paid) > 8 * 120
 
 
 def test_a_run_goes_on_without_its_judge_and_counts_what_is_unscored(entry, server, tmp_path):
@@ -100,14 +114,38 @@ def test_pairs_are_compared_within_a_run(entry, server, tmp_path):
 
 def test_held_out_responses_are_judged_by_evaluate_too(entry, server):
     server.answer = grade
-    given = [
-        word for word in TINY if not word.startswith(("rollout.prompts", "rollout.responses", "iterations", "logger"))
-    ]
-    given = [word for word in given if not word.startswith(("algorithm", "run_dir", "evaluation.every"))]
-    code, out, _ = entry(tpg.evaluate, *given, *judged_by(server), "samples=0")
+    code, out, _ = entry(tpg.evaluate, *to_evaluate(), *judged_by(server), "samples=0")
     assert code == 0
     assert len(server.bodies) == 4
-    assert "reward" in out
+    assert re.search(r"rewards/judge/judge_tokens\W+480\.0000", out)
+
+
+def test_what_a_judge_costs_as_the_truth_is_told_too(entry, server, tmp_path):
+    server.answer = grade
+    truth = [word.replace("reward_model.", "against.") for word in judged_by(server)[1:]]
+    given = ["reward_model=[sorted_digits]", "reward_model@against=[judge]", *truth, "samples=0", "report=a.json"]
+    code, _, err = entry(tpg.evaluate, *to_evaluate(), *given)
+    assert (code, err) == (0, [])
+    estimates = json.loads((tmp_path / "a.json").read_text())["estimates"]
+    assert estimates["against/rewards/judge/judge_tokens"] == 4 * 120 == 120 * len(server.bodies)
+    server.stop()
+    code, _, err = entry(tpg.evaluate, *to_evaluate(), *given[:-1])
+    assert (code, len(err)) == (2, 1)
+    assert err[0].startswith(f"error: against.judge.base_url={server.url}: no answer (")
+
+
+def to_evaluate():
+    """What of a run's options an evaluation takes."""
+    training = (
+        "rollout.prompts",
+        "rollout.responses",
+        "iterations",
+        "logger",
+        "algorithm",
+        "run_dir",
+        "evaluation.every",
+    )
+    return [word for word in TINY if not word.startswith(training)]
 
 
 @pytest.mark.long
@@ -117,4 +155,5 @@ def test_two_processes_ask_once_a_response(entry, server, tmp_path):
     code, _, _ = entry(tpg.train, *[word for word in TINY if not word.startswith("trainer")], *two, *judged_by(server))
     assert code == 0
     assert asked_in_training(server) == 2 * 2 * 4
-    assert len(rows(tmp_path / "a")) == 2
+    first, second = rows(tmp_path / "a")
+    assert float(first["rewards/judge/judge_tokens"]) == float(second["rewards/judge/judge_tokens"]) == 8 * 120

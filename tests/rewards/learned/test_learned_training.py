@@ -8,6 +8,8 @@ import torch
 from docs_commands import call
 from small_models import CHAT, saved, small_model, tokenizer
 
+from tpg.rewards.model import FILES
+
 RUNNING = "reward_model.classifier.normalization={_target_: tpg.rewards.learned.normalization.Running}"
 SMALL = [
     "policy=tiny", "policy.hidden_size=16", "policy.layers=1", "task=sort", "task.train_size=16",
@@ -71,7 +73,8 @@ def test_every_iteration_is_normalised_by_those_before_it(runs):
 
 def test_a_checkpoint_holds_nothing_of_the_reward_model(runs):
     found = checkpoint(runs[0], 3)
-    assert set(found["tpg"]["rewards"]) == {"classifier"}
+    assert set(found["tpg"]["rewards"]) == {"classifier", FILES}
+    assert list(found["tpg"]["rewards"][FILES]) == ["classifier.path"]
     assert set(found["tpg"]["rewards"]["classifier"]) == {"count", "mean", "squares", "std"}
     names = list(found["state_dict"])
     assert names

@@ -11,6 +11,7 @@ from typing import Any
 
 from tpg.reporting.comparing.analysis import PANELS, MethodReport, Report
 from tpg.reporting.comparing.curves import Axis, MeanCurve, Measure
+from tpg.reporting.drawing import pyplot, save
 
 COLOURS = ["#3b82f6", "#d97706", "#16a34a", "#a855f7", "#db2777", "#0d9488", "#a16207", "#64748b"]
 """Each stands out from white and from black."""
@@ -62,7 +63,7 @@ def draw_curves(path: Path, report: Report) -> None:
         for spare in grid.flat[len(shown) :]:
             spare.set_axis_off()
         _legend(figure, report.methods)
-        _save(plt, figure, path)
+        save(figure, path)
 
 
 def draw_final(path: Path, report: Report) -> None:
@@ -80,7 +81,7 @@ def draw_final(path: Path, report: Report) -> None:
         axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set_xlabel(f"{NAMES[report.measure]} at the end: runs, mean, and {_kinds(methods)}")
         axes.grid(alpha=0.2, axis="x", color=INK)
-        _save(plt, figure, path)
+        save(figure, path)
 
 
 def _kinds(methods: Sequence[MethodReport]) -> str:
@@ -133,21 +134,10 @@ def _wrapped(each: MethodReport) -> str:
     return "\n".join(textwrap.wrap(each.method.name, 40, max_lines=3, placeholder="…"))
 
 
-def _save(plt: Any, figure: Any, path: Path) -> None:
-    staging = path.with_suffix(".tmp.png")
-    figure.savefig(staging)
-    plt.close(figure)
-    staging.replace(path)
-
-
 @contextmanager
 def _style() -> Iterator[Any]:
     """Pyplot without a screen, in the report's style."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     style: dict[Any, Any] = {
         **dict.fromkeys(inked, INK),

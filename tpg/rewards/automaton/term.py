@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from tpg.component import component
 from tpg.errors import UserError
 from tpg.rewards.automaton.machine import Automaton
 from tpg.rewards.automaton.reading import KEYS, automaton_of, read_automaton
-from tpg.rewards.base import Failure, LoadedTerm, RewardTerm, Sample, Scorer, Term
+from tpg.rewards.base import Failure, LoadedTerm, RewardTerm, Sample, Scorer, Term, Told
 from tpg.rewards.workers import Job, Workers
 
 
@@ -29,6 +30,10 @@ class AutomatonTerm(Term):
     """Each a name and a regular expression (Python's `re`)."""
     transitions: dict[Any, Any] = Field(default_factory=dict)
     """By state and event, the state that it leads to; an event that a state does not name changes nothing."""
+
+    def files(self) -> dict[str, Path]:
+        """The automaton's, where it has one."""
+        return {} if self.path is None else {"path": Path(self.path).expanduser()}
 
     def check(self, key: str) -> None:
         """Raise `UserError` for whatever is wrong with the automaton; reads its file."""
@@ -58,9 +63,10 @@ class AutomatonProgress(AutomatonTerm, RewardTerm):
 
     partial: bool = True
 
-    def warm_up(self) -> None:
-        """Read it."""
+    def __getstate__(self) -> dict[str, Any]:
+        """What processes get: the automaton too, so that one that is started later does not read a newer file."""
         _ = self.automaton
+        return self.__dict__
 
     def score(self, sample: Sample) -> float:
         """Give a value in [0, 1]."""
@@ -115,7 +121,7 @@ class Adaptive(Scorer):
 
     def outcomes(self, begun: Sequence[Job]) -> list[float | Failure]:
         """Progress with the distances of this iteration: from 0 to 1."""
-        plain = self._workers.outcomes(begun)
+        plain = self._workers.outcomes(begun, self.on_wait)
         nearest = [each if isinstance(each, Failure) else round(self.whole * (1 - each)) for each in plain]
         self._reached = [each for each in nearest if not isinstance(each, Failure)]
         start = self.moved(self.whole)
@@ -143,9 +149,9 @@ class Adaptive(Scorer):
         """Take them back."""
         self.raised = [int(each) for each in state["raised"]]
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Told]:
         """The nearest to acceptance that training has come while there was a next step."""
-        return {"nearest": float(min(self.raised, default=self.whole))}
+        return {"nearest": Told(float(min(self.raised, default=self.whole)), 1)}
 
     def close(self) -> None:
         """End the processes."""

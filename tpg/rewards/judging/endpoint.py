@@ -8,8 +8,8 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from tpg.errors import one_line, with_kind
 from tpg.redaction import STAR, redacted
-from tpg.rewards.base import Failure
+from tpg.rewards.base import Failure, Told
 from tpg.rewards.judging.cache import AnswerCache, identity
 from tpg.rewards.judging.options import JudgeOptions
 from tpg.rewards.judging.startup import check_endpoint
@@ -44,8 +44,17 @@ class Counts:
     """Those that were answered, whatever the answer."""
     seconds: float = 0.0
     tokens: float = 0.0
+    cost: float = 0.0
     cache_hits: float = 0
     retries: float = 0
+
+
+def verdicts(asked: "Sequence[Future[Any] | Failure]", on_wait: Callable[[], None]) -> list[Any]:
+    """Wait for what was asked, calling `on_wait` every second: verdicts, or why there is none."""
+    under_way = [each for each in asked if isinstance(each, Future)]
+    while wait(under_way, timeout=1).not_done:
+        on_wait()
+    return [each.result() if isinstance(each, Future) else each for each in asked]
 
 
 class Endpoint:
@@ -68,7 +77,7 @@ class Endpoint:
         self._cache = None if options.cache is None else AnswerCache(options.cache, f"{key}.cache")
         self._under_way: dict[str, Future[Any]] = {}
         self._lock = threading.Lock()
-        self._counts, self._cost = Counts(), 0.0
+        self._counts = Counts()
         self._absent = False
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=options.concurrency)
         self._client = httpx2.AsyncClient(headers=self._headers, limits=limits, timeout=None)
@@ -92,16 +101,16 @@ class Endpoint:
         future.add_done_callback(lambda _: self._under_way.pop(name, None))
         return future
 
-    def metrics(self) -> dict[str, float]:
-        """What requests came to since this was last asked; the cost since the process began."""
+    def metrics(self) -> dict[str, Told]:
+        """What requests came to since this was last asked."""
         with self._lock:
             counts, self._counts = self._counts, Counts()
         return {
-            "judge_seconds": counts.seconds / max(counts.requests, 1),
-            "judge_tokens": counts.tokens,
-            "judge_cost": self._cost,
-            "cache_hits": counts.cache_hits,
-            "retries": counts.retries,
+            "judge_seconds": Told(counts.seconds, counts.requests),
+            "judge_tokens": Told(counts.tokens),
+            "judge_cost": Told(counts.cost),
+            "cache_hits": Told(counts.cache_hits),
+            "retries": Told(counts.retries),
         }
 
     def close(self) -> None:
@@ -234,8 +243,8 @@ class Endpoint:
 
     def _spend(self, prompt: float, completion: float) -> None:
         prices = self._options.price_per_million_tokens
-        self._count(tokens=prompt + completion)
-        self._cost += (prompt * prices.prompt + completion * prices.completion) / 1e6
+        cost = (prompt * prices.prompt + completion * prices.completion) / 1e6
+        self._count(tokens=prompt + completion, cost=cost)
 
     def _clean(self, text: str) -> str:
         """A text of others in one short line, without the key."""

@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from tpg.component import component
-from tpg.errors import with_kind
-from tpg.rewards.base import Failure, Sample, Scorer
-from tpg.rewards.judging.endpoint import Endpoint
+from tpg.rewards.base import Failure, Sample
+from tpg.rewards.judging.endpoint import verdicts
 from tpg.rewards.judging.options import JudgeOptions
 from tpg.rewards.judging.rubric import check_rubric
-
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+from tpg.rewards.judging.scorer import EndpointScorer
 
 
 @component
@@ -51,45 +49,26 @@ class Judge(JudgeOptions):
     def verdict(self) -> type[BaseModel]:
         """The form of an answer."""
         number: Any = int if self.whole_numbers else float
-        wanted: dict[str, Any] = {"reason": (str, ...)} if self.explain else {}
-        wanted["score"] = (Annotated[number, Field(ge=number(self.lowest), le=number(self.highest))], ...)
-        return create_model("Verdict", __config__=STRICT, **wanted)
+        return self.verdict_with("score", Annotated[number, Field(ge=number(self.lowest), le=number(self.highest))])
 
     def form(self) -> str:
         """The same in words."""
-        reason = '"reason": "<why, in a sentence or two>", ' if self.explain else ""
         kind = "whole number" if self.whole_numbers else "number"
-        return f'{{{reason}"score": <a {kind} from {self.lowest:g} to {self.highest:g}>}}'
+        return self.form_with("score", f"a {kind} from {self.lowest:g} to {self.highest:g}")
 
     def value(self, score: float) -> float:
         """What a score comes to."""
         return (score - self.lowest) / (self.highest - self.lowest) if self.to_unit else float(score)
 
 
-class JudgeScorer(Scorer):
+class JudgeScorer(EndpointScorer[Judge]):
     """Asks about each response as soon as that is there."""
-
-    def __init__(self, options: Judge, key: str) -> None:
-        self._options = options
-        self._endpoint = Endpoint(options, options.verdict(), key)
 
     def begin(self, sample: Sample) -> "Future[Any] | Failure":
         """Ask."""
-        try:
-            messages = self._options.messages(sample, {"response": sample.response}, self._options.form())
-        except (LookupError, TypeError) as error:
-            return Failure("raised", with_kind(error))
-        return self._endpoint.ask(messages)
+        return self.ask(sample, {"response": sample.response})
 
     def outcomes(self, begun: Sequence["Future[Any] | Failure"]) -> list[float | Failure]:
         """Wait for the verdicts."""
-        verdicts = [each if isinstance(each, Failure) else each.result() for each in begun]
-        return [each if isinstance(each, Failure) else self._options.value(each.score) for each in verdicts]
-
-    def metrics(self) -> dict[str, float]:
-        """See `Endpoint.metrics`."""
-        return self._endpoint.metrics()
-
-    def close(self) -> None:
-        """Give up what is under way."""
-        self._endpoint.close()
+        judged = verdicts(begun, self.on_wait)
+        return [each if isinstance(each, Failure) else self._options.value(each.score) for each in judged]

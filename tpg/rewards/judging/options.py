@@ -3,9 +3,10 @@
 import importlib.util
 import os
 import re
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from tpg.component import component
 from tpg.errors import UserError
@@ -14,6 +15,7 @@ from tpg.rewards.judging.rubric import fields, question
 
 NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
 RESERVED = {"model", "messages", "temperature", "max_tokens", "response_format", "stream", "n"}
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 @component
@@ -25,7 +27,7 @@ class Prices:
 
 
 @component
-class JudgeOptions(LoadedTerm):
+class JudgeOptions(LoadedTerm, ABC):
     """A language model that judges, behind an OpenAI-compatible chat endpoint."""
 
     base_url: str = "http://localhost:8000/v1"
@@ -76,6 +78,14 @@ class JudgeOptions(LoadedTerm):
             raise ValueError(f"{taken[0]} is not given here: it is a key of its own, or the judge's own affair")
         return body
 
+    @abstractmethod
+    def verdict(self) -> type[BaseModel]:
+        """The form of an answer."""
+
+    @abstractmethod
+    def form(self) -> str:
+        """The same in words."""
+
     def required_columns(self) -> frozenset[str]:
         """Name the columns that the rubric reads."""
         return fields(self.rubric) - {"prompt", "response", "first", "second"}
@@ -104,6 +114,17 @@ class JudgeOptions(LoadedTerm):
         if not (secret.isascii() and secret.isprintable() and " " not in secret):
             raise UserError(f"{key}.api_key_env={self.api_key_env}: its value is no key, which is one printable word")
         return secret
+
+    def verdict_with(self, name: str, kind: Any) -> type[BaseModel]:
+        """The form of an answer: reasons, unless there are to be none, and then this."""
+        wanted: dict[str, Any] = {"reason": (str, ...)} if self.explain else {}
+        wanted[name] = (kind, ...)
+        return create_model("Verdict", __config__=STRICT, **wanted)
+
+    def form_with(self, name: str, kind: str) -> str:
+        """The same in words."""
+        reason = '"reason": "<why, in a sentence or two>", ' if self.explain else ""
+        return f'{{{reason}"{name}": <{kind}>}}'
 
     def messages(self, sample: Sample, responses: dict[str, str], form: str) -> list[dict[str, str]]:
         """The chat that ends with what is asked. Raises `LookupError` for a column that the sample has not."""

@@ -1,20 +1,19 @@
 """A judge that compares responses to the same prompt."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, create_model, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from tpg.component import component
-from tpg.errors import with_kind
-from tpg.rewards.base import Failure, Sample, Scorer
-from tpg.rewards.judging.endpoint import Endpoint
-from tpg.rewards.judging.judge import STRICT
+from tpg.rewards.base import Failure, Sample, Told
+from tpg.rewards.judging.endpoint import verdicts
 from tpg.rewards.judging.options import JudgeOptions
 from tpg.rewards.judging.rubric import check_rubric
+from tpg.rewards.judging.scorer import EndpointScorer
 
 ALONE = Failure("no opponent", "there is no other response to its prompt to compare it with")
 
@@ -47,14 +46,11 @@ class PairwiseJudge(JudgeOptions):
 
     def verdict(self) -> type[BaseModel]:
         """The form of an answer."""
-        wanted: dict[str, Any] = {"reason": (str, ...)} if self.explain else {}
-        wanted["winner"] = (Literal["first", "second", "tie"], ...)
-        return create_model("Verdict", __config__=STRICT, **wanted)
+        return self.verdict_with("winner", Literal["first", "second", "tie"])
 
     def form(self) -> str:
         """The same in words."""
-        reason = '"reason": "<why, in a sentence or two>", ' if self.explain else ""
-        return f'{{{reason}"winner": <"first", "second" or "tie">}}'
+        return self.form_with("winner", '"first", "second" or "tie"')
 
     def pairs(self, texts: Sequence[str], group: tuple[int, int]) -> list[tuple[int, int]]:
         """Who meets whom; a function of the texts and their prompt's identity, not of the order they come in."""
@@ -80,12 +76,11 @@ class Pair:
     """Empty for equal texts: a tie that nobody is asked about."""
 
 
-class PairwiseScorer(Scorer):
+class PairwiseScorer(EndpointScorer[PairwiseJudge]):
     """Compares when the responses to a prompt are all there."""
 
     def __init__(self, options: PairwiseJudge, key: str) -> None:
-        self._options = options
-        self._endpoint = Endpoint(options, options.verdict(), key)
+        super().__init__(options, key)
         self._judged = self._disagreed = 0
 
     def outcomes(self, begun: Sequence[Sample]) -> list[float | Failure]:
@@ -98,11 +93,12 @@ class PairwiseScorer(Scorer):
             for group, places in groups.items()
             for one, other in self._options.pairs([begun[place].response for place in places], group)
         ]
+        judged = iter(verdicts([each for pair in pairs for each in pair.asked], self.on_wait))
         points: dict[int, list[float]] = defaultdict(list)
         failures: dict[int, Failure] = {}
         for pair in pairs:
-            judged = self._points(pair)
-            for place, won in ((pair.one, judged), (pair.other, judged)):
+            result = self._points([next(judged) for _ in pair.asked])
+            for place, won in ((pair.one, result), (pair.other, result)):
                 if isinstance(won, Failure):
                     failures.setdefault(place, won)
                 else:
@@ -112,36 +108,24 @@ class PairwiseScorer(Scorer):
             for place in range(len(begun))
         ]
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Told]:
         """What `Endpoint.metrics` tells, and the share of judged pairs whose orders disagreed."""
         judged, disagreed, self._judged, self._disagreed = self._judged, self._disagreed, 0, 0
-        return {**self._endpoint.metrics(), "judge_disagreement": disagreed / max(judged, 1)}
-
-    def close(self) -> None:
-        """Give up what is under way."""
-        self._endpoint.close()
+        return {**super().metrics(), "judge_disagreement": Told(disagreed, judged)}
 
     def _begin(self, one: int, other: int, samples: Sequence[Sample]) -> Pair:
         if samples[one].response == samples[other].response:
             return Pair(one, other, ())
         texts = samples[one].response, samples[other].response
         both = ({"first": texts[0], "second": texts[1]}, {"first": texts[1], "second": texts[0]})
-        return Pair(one, other, tuple(self._ask(samples[one], order) for order in both))
+        return Pair(one, other, tuple(self.ask(samples[one], order) for order in both))
 
-    def _ask(self, sample: Sample, order: Mapping[str, str]) -> "Future[Any] | Failure":
-        try:
-            messages = self._options.messages(sample, dict(order), self._options.form())
-        except (LookupError, TypeError) as error:
-            return Failure("raised", with_kind(error))
-        return self._endpoint.ask(messages)
-
-    def _points(self, pair: Pair) -> float | Failure:
-        """What the first of the pair gets; the other gets the rest of 1."""
-        verdicts: list[Any] = [each if isinstance(each, Failure) else each.result() for each in pair.asked]
-        failed = next((verdict for verdict in verdicts if isinstance(verdict, Failure)), None)
+    def _points(self, orders: Sequence[Any]) -> float | Failure:
+        """What the first of a pair gets by the verdicts on its orders; the other gets the rest of 1."""
+        failed = next((verdict for verdict in orders if isinstance(verdict, Failure)), None)
         if failed is not None:
             return failed
-        won = [{"first": 1.0, "second": 0.0, "tie": 0.5}[verdict.winner] for verdict in verdicts]
+        won = [{"first": 1.0, "second": 0.0, "tie": 0.5}[verdict.winner] for verdict in orders]
         if not won:
             return 0.5
         self._judged += 1

@@ -2,7 +2,8 @@
 
 import re
 from abc import ABC, abstractmethod
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,6 +21,11 @@ class Learned(LoadedTerm, ABC):
 
     Both are rendered by the model's own tokenizer. A conversation that is too long for it is unscored, never cut.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("path",)
+    """The keys that name models."""
+    kind: ClassVar[str]
+    """Transformers' class that reads them."""
 
     path: str
     revision: str | None = None
@@ -44,6 +50,11 @@ class Learned(LoadedTerm, ABC):
             raise ValueError(f"{device!r} is none of auto, cpu, mps, cuda, cuda:0, cuda:1, ...")
         return device
 
+    def files(self) -> dict[str, Path]:
+        """Local folders; what the hub holds for a revision does not change."""
+        named = {key: pretrained.local(getattr(self, key)) for key in self.paths}
+        return {key: folder for key, folder in named.items() if folder is not None}
+
     def check(self, key: str) -> None:
         """Raise `UserError` for a local folder that is missing or holds no such model."""
         pretrained.check_folder(f"{key}.path", self.path)
@@ -54,10 +65,20 @@ class Learned(LoadedTerm, ABC):
     def load(self, key: str) -> Scorer:
         """Read model and tokenizer."""
 
+    def outlined(self, key: str) -> list[Any]:
+        """The models on the meta device: every shape and type, no weight. Raises `UserError` for what is not there."""
+        revisions = {name: getattr(self, name.replace("path", "revision")) for name in self.paths}
+        return [
+            pretrained.outlined(f"{key}.{name}", getattr(self, name), revision, self.kind, self.dtype)
+            for name, revision in revisions.items()
+        ]
+
 
 @component
 class Classifier(Learned):
     """A sequence classifier's one logit, or the log-probability of one of its labels."""
+
+    kind: ClassVar[str] = "AutoModelForSequenceClassification"
 
     label: str | int | None = None
     """Its name or number."""
@@ -83,6 +104,8 @@ class TokenSum(Learned):
     The sum is a response-level reward whose policy gradient is that of the token-level rewards. (arXiv 2506.02553.)
     """
 
+    kind: ClassVar[str] = "AutoModelForTokenClassification"
+
     def check(self, key: str) -> None:
         """Raise `UserError` for what is missing in a local folder, and for a head of several labels."""
         super().check(key)
@@ -103,6 +126,9 @@ class Implicit(Learned):
 
     (DPO, arXiv 2305.18290.) Both are causal language models with one tokenizer, that of `path`.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("path", "reference_path")
+    kind: ClassVar[str] = "AutoModelForCausalLM"
 
     reference_path: str
     """What the model was before the preferences."""

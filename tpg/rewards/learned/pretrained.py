@@ -122,6 +122,20 @@ def load_model(key: str, path: str, revision: str | None, auto: str, dtype: str)
     return model.eval().requires_grad_(False)
 
 
+def outlined(key: str, path: str, revision: str | None, auto: str, dtype: str) -> Any:
+    """The model on the meta device, made from its config alone. Raises `UserError` where that is not to be had."""
+    import torch
+    import transformers
+
+    check_folder(key, path, tokenizer=False)
+    try:
+        config = transformers.AutoConfig.from_pretrained(_place(path), revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            return getattr(transformers, auto).from_config(config, dtype=getattr(torch, dtype))
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{key}={path}: {one_line(error)}") from error
+
+
 def check_vocabulary(key: str, path: str, tokenizer: Any, model: Any) -> None:
     """Raise `UserError` if the tokenizer has tokens that the model does not know."""
     known = model.get_input_embeddings().num_embeddings

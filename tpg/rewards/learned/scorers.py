@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tpg.errors import UserError, with_kind
-from tpg.rewards.base import Failure, Sample, Scorer
+from tpg.rewards.base import Failure, Sample, Scorer, Told
 from tpg.rewards.learned import pretrained
 from tpg.rewards.learned.normalization import Normalizer
 from tpg.rewards.learned.options import Classifier, Learned
@@ -80,13 +80,13 @@ class LearnedScorer(Scorer, ABC):
             outcomes[place] = reward
         return outcomes
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Told]:
         """`raw_mean`, the mean before the normalisation, and `clipped`, the share that the clip changed."""
         told, count = {}, len(self._values)
         if self.term.normalization is not None and count:
-            told["raw_mean"] = sum(self._values) / count
+            told["raw_mean"] = Told(sum(self._values), count)
         if self.term.clip is not None and count:
-            told["clipped"] = self._clipped / count
+            told["clipped"] = Told(self._clipped, count)
         return told
 
     def seen(self) -> list[float]:
@@ -110,6 +110,7 @@ class LearnedScorer(Scorer, ABC):
         # What trains may compute in another precision around this.
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             for places in batches([len(each.ids) for each in conversations], self.term.tokens_per_batch):
+                self.on_wait()
                 chosen = [conversations[place] for place in places]
                 for place, value in zip(places, self._passed(chosen).tolist(), strict=True):
                     values[place] = value
@@ -174,7 +175,7 @@ class ClassifierScorer(LearnedScorer):
     def __init__(self, key: str, term: Classifier) -> None:
         place = f"{key}.path"
         tokenizer = pretrained.load_tokenizer(place, term.path, term.revision)
-        model = pretrained.load_model(place, term.path, term.revision, "AutoModelForSequenceClassification", term.dtype)
+        model = pretrained.load_model(place, term.path, term.revision, term.kind, term.dtype)
         self.label = pretrained.label_number(key, term.label, model.config.id2label)
         super().__init__(key, term, tokenizer, {"path": model})
         self.finds_ends = self._own_pad is not None

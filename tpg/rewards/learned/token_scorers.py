@@ -21,7 +21,7 @@ class TokenSumScorer(SpanScorer):
     def __init__(self, key: str, term: TokenSum) -> None:
         place = f"{key}.path"
         tokenizer = _spanning(place, term.path, pretrained.load_tokenizer(place, term.path, term.revision))
-        model = pretrained.load_model(place, term.path, term.revision, "AutoModelForTokenClassification", term.dtype)
+        model = pretrained.load_model(place, term.path, term.revision, term.kind, term.dtype)
         pretrained.check_one_label(place, term.path, model.config.num_labels)
         super().__init__(key, term, tokenizer, {"path": model})
 
@@ -37,11 +37,10 @@ class ImplicitScorer(SpanScorer):
     def __init__(self, key: str, term: Implicit) -> None:
         place, other = f"{key}.path", f"{key}.reference_path"
         tokenizer = _spanning(place, term.path, pretrained.load_tokenizer(place, term.path, term.revision))
-        auto = "AutoModelForCausalLM"
         models = {
-            "path": pretrained.load_model(place, term.path, term.revision, auto, term.dtype),
+            "path": pretrained.load_model(place, term.path, term.revision, term.kind, term.dtype),
             "reference_path": pretrained.load_model(
-                other, term.reference_path, term.reference_revision, auto, term.dtype
+                other, term.reference_path, term.reference_revision, term.kind, term.dtype
             ),
         }
         self.closing = None if tokenizer.chat_template else tokenizer.eos_token_id

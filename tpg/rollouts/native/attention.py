@@ -1,5 +1,6 @@
 """What a layer attends to when prompts are read, and when every lane is fed its next token."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -52,4 +53,4 @@ class Feeding:
             place.mixed(layer, part)
             for place, part in zip(places, probs.split([part.shape[-1] for part in scores], dim=-1), strict=True)
         ]
-        return torch.stack(mixed).sum(0).reshape(R, 1, heads, D) if len(mixed) > 1 else mixed[0].reshape(R, 1, heads, D)
+        return functools.reduce(torch.add, mixed).reshape(R, 1, heads, D)

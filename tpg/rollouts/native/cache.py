@@ -116,7 +116,7 @@ class Own:
         self._rows_R = torch.zeros(0, dtype=torch.long)
         self._lengths_R = torch.zeros(0, dtype=torch.long)
         self._level = False
-        self._mask_R11T: Tensor | None = None
+        self._mask_R11W: Tensor | None = None
 
     def admit(self, count: int) -> None:
         """So many lanes more, empty."""
@@ -146,7 +146,7 @@ class Own:
         self.lengths = [length + 1 for length in self.lengths]
         longest = max(self.lengths)
         self._level = min(self.lengths) == longest
-        self._mask_R11T = None
+        self._mask_R11W = None
         if self._keys and longest > self._keys[0].shape[2]:
             self._grow(longest)
 
@@ -172,18 +172,17 @@ class Own:
                 tensor[self._rows_R, :, self._lengths_R] = given[:, :, 0]
 
     def scores(self, layer: int, query_RHrD: Tensor) -> Tensor:
-        """Each lane's products with its own keys, (R, H, r, T); minus infinity beyond its length."""
-        keys_RHTD = self._keys[layer][: len(self.lengths), :, : max(self.lengths)]
-        scores_RHrT = query_RHrD @ keys_RHTD.transpose(-1, -2)
-        if self._level:
-            return scores_RHrT
-        if self._mask_R11T is None:
-            self._mask_R11T = _hidden_beyond(self.lengths, max(self.lengths), scores_RHrT)
-        return scores_RHrT if self._mask_R11T is None else scores_RHrT + self._mask_R11T
+        """Each lane's products with its own keys, (R, H, r, W); minus infinity beyond its length."""
+        # Of all places, filled or not: a product with some of them would copy those first, which takes longer.
+        keys_RHWD = self._keys[layer][: len(self.lengths)]
+        scores_RHrW = query_RHrD @ keys_RHWD.transpose(-1, -2)
+        if self._mask_R11W is None:
+            self._mask_R11W = _hidden_beyond(self.lengths, keys_RHWD.shape[2], scores_RHrW)
+        return scores_RHrW if self._mask_R11W is None else scores_RHrW + self._mask_R11W
 
-    def mixed(self, layer: int, probs_RHrT: Tensor) -> Tensor:
+    def mixed(self, layer: int, probs_RHrW: Tensor) -> Tensor:
         """The own values by these weights, (R, H, r, D)."""
-        return probs_RHrT @ self._values[layer][: len(self.lengths), :, : max(self.lengths)]
+        return probs_RHrW @ self._values[layer][: len(self.lengths)]
 
 
 def _stacked(tensors: Sequence[Tensor], width: int) -> Tensor:
