@@ -1,5 +1,8 @@
-"""The config of a run that is continued, and what may be given anew beside `resume=`."""
+"""A run that is continued: its config, what may be given anew beside `resume=`, and what is said when it stops."""
 
+import shutil
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tpg.errors import UserError
+from tpg.launching import slurm
 
 SINGLE = frozenset({"iterations", "update.tokens_per_microbatch"})
 HARDWARE = frozenset({"accelerator", "strategy", "devices", "num_nodes", "tensor_parallel", "timeout_s"})
@@ -54,3 +58,24 @@ def continued_config(path: Path, given: DictConfig, overrides: Sequence[str]) ->
             )
     plain: Any = OmegaConf.to_container(stored)
     return plain
+
+
+def say_how_to_continue(entry: str, config: DictConfig, path: Path, number: int, *, requeue: bool) -> None:
+    """What to type after signal `number` has stopped the run in `path`; under SLURM its job may be put back instead."""
+    job = slurm.job_id()
+    if number == signal.SIGUSR1 and job is not None and requeue:
+        if config.run_dir is not None or config.resume is not None:
+            print(slurm.requeued(job), file=sys.stderr)
+            return
+        print("not requeued: without run_dir= the job would begin another run", file=sys.stderr)
+    if (path / "config.yaml").is_file():
+        print(f"interrupted; continue with: python -m {entry} resume={path}", file=sys.stderr)
+    else:
+        print("interrupted before anything was written; give the same command again", file=sys.stderr)
+
+
+def clear_unborn(path: Path) -> None:
+    """Remove what is left of a run's folder that was being made when its process was killed."""
+    left = {item.name for item in path.iterdir()} if path.is_dir() else set()
+    if left and left <= {"checkpoints", "config.tmp"} and not any(path.glob("checkpoints/*")):
+        shutil.rmtree(path, ignore_errors=True)  # another rank may do so too

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tpg.errors import UserError
-from tpg.jobs import CONF, reported, run_entry
+from tpg.jobs import CONF, reported, run_entry, with_groups
 
 GROUPS = ("policy", "task", "reward_model", "combination", "rollout", "evaluation", "trainer")
 OWN = ("against", "against_success_reward", "best_of_n", "report", "samples")
@@ -70,11 +69,6 @@ def with_terms(plain: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"against={names}: should be a list, e.g. against=[{names}]")
     nodes = named_nodes("reward_model", [str(name) for name in names], "against")
     return {**plain, "against": {name: node for terms in nodes.values() for name, node in terms.items()}}
-
-
-def with_groups(words: Sequence[str]) -> list[str]:
-    """Arguments in which `against=[...]` chooses options of `reward_model`, so that their keys can be overridden."""
-    return [f"reward_model@{word}" if word.startswith("against=") else word for word in words]
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +130,11 @@ def _doing(config: dict[str, Any]) -> dict[str, Any]:
         for name, logger in config.get("logger", {}).items()
     }
     return {**{key: value for key, value in config.items() if key not in BOOKKEEPING}, "logger": loggers}
+
+
+def with_groups(words: Sequence[str]) -> list[str]:
+    """Arguments in which `against=[...]` chooses options of `reward_model`, so that their keys can be overridden."""
+    return [f"reward_model@{word}" if word.startswith("against=") else word for word in words]
 
 
 def reported(action: Callable[[DictConfig], float], config: DictConfig) -> float:

@@ -4,9 +4,6 @@
 """
 
 import json
-import shutil
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tpg.continuing import HARDWARE
+from tpg.continuing import HARDWARE, clear_unborn, say_how_to_continue
 from tpg.errors import Interrupted, UserError
 from tpg.jobs import BOOKKEEPING, job_of_sweep, new_folder, own_config, refuse_other_run
 from tpg.launching import slurm
@@ -56,7 +53,8 @@ def perform(config: DictConfig, kind: "Kind[Any, Any]") -> float:
             summary = launched(spec, "tpg.stage_jobs", {"entry": kind.entry})
     except Interrupted as interruption:
         if not sweep:
-            _say_how_to_continue(config, path, kind, int(interruption.args[0]), requeue=stage.checkpoint.requeue)
+            number, requeue = int(interruption.args[0]), stage.checkpoint.requeue
+            say_how_to_continue(kind.entry, config, path, number, requeue=requeue)
         raise
     return float(summary[kind.objective])
 
@@ -100,7 +98,7 @@ def _place(config: DictConfig, kind: "Kind[Any, Any]") -> tuple[Path, dict[str, 
         return _continued(config, kind, hydra.overrides.task)
     path = new_folder(config, f"{kind.entry.removeprefix('tpg.')}-{hydra.runtime.choices.get('task')}")
     composed = own_config(config)
-    _clear_unborn(path)
+    clear_unborn(path)
     own = path / "config.yaml"
     again = (path / "summary.json").is_file() or hydra.mode == RunMode.MULTIRUN or slurm.restarted()
     if own.is_file() and again:
@@ -147,26 +145,6 @@ def _told_finished(path: Path, kind: "Kind[Any, Any]") -> float:
     value = float(summary[kind.objective])
     print(f"{path}: finished before, with {kind.objective} {value:.4f}; nothing to do")
     return value
-
-
-def _say_how_to_continue(config: DictConfig, path: Path, kind: "Kind[Any, Any]", number: int, *, requeue: bool) -> None:
-    job = slurm.job_id()
-    if number == signal.SIGUSR1 and job is not None and requeue:
-        if config.run_dir is not None or config.resume is not None:
-            print(slurm.requeued(job), file=sys.stderr)
-            return
-        print("not requeued: without run_dir= the job would begin another run", file=sys.stderr)
-    if (path / "config.yaml").is_file():
-        print(f"interrupted; continue with: python -m {kind.entry} resume={path}", file=sys.stderr)
-    else:
-        print("interrupted before anything was written; give the same command again", file=sys.stderr)
-
-
-def _clear_unborn(path: Path) -> None:
-    """Remove what is left of a folder that was being made when its process was killed."""
-    left = {item.name for item in path.iterdir()} if path.is_dir() else set()
-    if left and left <= {"checkpoints", "config.tmp"} and not any(path.glob("checkpoints/*")):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Train a policy: `python -m tpg.train algorithm=grpo task=addition`. See `--help`."""
 
-import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tpg.continuing import continued_run
+from tpg.continuing import clear_unborn, continued_run, say_how_to_continue
 from tpg.errors import Interrupted, UserError
 from tpg.jobs import (
     CONF,
@@ -65,7 +63,8 @@ def train(config: DictConfig) -> float:
     except Interrupted as interruption:
         number = int(interruption.args[0])
         if not in_sweep:
-            ranks.from_main(lambda: _say_how_to_continue(config, spec, number))
+            requeue = spec.experiment.checkpoint.requeue
+            ranks.from_main(lambda: say_how_to_continue("tpg.train", config, spec.path, number, requeue=requeue))
         raise
     return float(summary.get("eval/reward", summary["reward/last"]))
 
@@ -168,16 +167,6 @@ def _warn(warnings: list[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _say_how_to_continue(config: DictConfig, spec: "RunSpec", number: int) -> None:
-    job = slurm.job_id()
-    if number == signal.SIGUSR1 and job is not None and spec.experiment.checkpoint.requeue:
-        if config.run_dir is not None or config.resume is not None:
-            print(slurm.requeued(job), file=sys.stderr)
-            return
-        print("not requeued: without run_dir= the job would begin another run", file=sys.stderr)
-    print(f"interrupted; continue with: python -m tpg.train resume={spec.path}", file=sys.stderr)
-
-
 def _place(config: DictConfig) -> tuple[Path, dict[str, Any], bool]:
     """The run's folder, its config, and whether it was begun before: by `resume`, or as a job of the same sweep."""
     if config.resume is not None:
@@ -189,30 +178,23 @@ def _place(config: DictConfig) -> tuple[Path, dict[str, Any], bool]:
     if hydra_config.mode != RunMode.MULTIRUN:
         if slurm.restarted():
             return _place_of_restarted(path, composed)
-        _clear_unborn(path)
+        clear_unborn(path)
         return path, composed, False
     if (path / "config.yaml").is_file():
         stored: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
         return path, stored, True
-    _clear_unborn(path)
+    clear_unborn(path)
     return path, composed, False
 
 
 def _place_of_restarted(path: Path, composed: dict[str, Any]) -> tuple[Path, dict[str, Any], bool]:
     """Where SLURM starts a job again: the same command continues the run that it began."""
     if not (path / "config.yaml").is_file():
-        _clear_unborn(path)
+        clear_unborn(path)
         return path, composed, False
     refuse_other_run(path, path / "config.yaml", composed, "give another run_dir, or that run's config")
     stored: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     return path, stored, True
-
-
-def _clear_unborn(path: Path) -> None:
-    """Remove what is left of a job's folder that was being made when its process was killed."""
-    left = {item.name for item in path.iterdir()} if path.is_dir() else set()
-    if left and left <= {"checkpoints", "config.tmp"} and not any(path.glob("checkpoints/*")):
-        shutil.rmtree(path, ignore_errors=True)  # another rank may do so too
 
 
 def main() -> None:

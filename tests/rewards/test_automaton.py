@@ -1,5 +1,6 @@
 """Progress through automata, against paths followed by hand; and what is said of mistakes."""
 
+import json
 import pickle
 import random
 import re
@@ -290,3 +291,18 @@ def test_the_command_shows_states_and_what_a_text_earns(entry, tmp_path):
     code, _, err = entry(tpg.automaton, f"path={MAZE}", "picture=maze.gif")
     assert (code, err) == (2, ["error: picture=maze.gif: should end in .png"])
     assert entry(tpg.automaton)[::2] == (2, ["error: path: has no value and needs one; set path=mine.yaml"])
+
+
+def test_names_in_brackets_are_shown_as_they_are(entry, tmp_path):
+    automaton = {
+        "states": ["[red]", "end"],
+        "start": "[red]",
+        "accepting": ["end"],
+        "events": {"[go]": "x"},
+        "transitions": {"[red]": {"[go]": "end"}},
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(automaton))
+    code, out, err = entry(tpg.automaton, f"path={tmp_path}/mine.yaml")
+    assert (code, err) == (0, [])
+    assert "[red], start" in out
+    assert "[go] -> end" in out

@@ -13,8 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tpg.composition import built, composition_error, storable, with_shadow_options
 from tpg.errors import UserError
-from tpg.evaluate import with_groups
-from tpg.jobs import BOOKKEEPING, CONF, experiment_of
+from tpg.jobs import BOOKKEEPING, CONF, experiment_of, with_groups
 from tpg.pipelines.definition import Stage
 
 
