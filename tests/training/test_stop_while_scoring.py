@@ -2,16 +2,20 @@
 
 import signal
 
-from processes import TINY, has_rows, interrupted, resume, rows
+from processes import TINY, interrupted, resume, rows
 
 HANGING = """
 import time
 from pathlib import Path
 
+HERE = Path(__file__).parent
+
 def length(response, prompt):
-    stuck = Path(__file__).with_name("stuck")
-    if stuck.exists():
-        stuck.write_text("yes")
+    with (HERE / "scored").open("a") as scored:
+        scored.write(".")
+        third_iteration = scored.tell() > 2 * 16
+    if third_iteration and not (HERE / "freed").exists():
+        (HERE / "stuck").touch()
         time.sleep(3600)
     return float(len(response))
 """
@@ -25,18 +29,11 @@ RUN = [
 def test_sigterm_while_a_reward_hangs_leaves_the_last_boundary(monkeypatch, tmp_path):
     (tmp_path / "hanging.py").write_text(HANGING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    stuck = tmp_path / "stuck"
-
-    def hangs(folder):
-        if has_rows(2)(folder) and not stuck.exists():
-            stuck.touch()
-        return stuck.exists() and stuck.read_text() == "yes"
-
     # It would hang for an hour, and the run is given three minutes to end.
-    folder = interrupted(tmp_path / "a", RUN, signal.SIGTERM, hangs)
-    done = len(rows(folder))
-    assert 2 <= done < 4
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"iteration-{done:06d}.ckpt"]
-    stuck.unlink()
+    stuck = tmp_path / "stuck"
+    folder = interrupted(tmp_path / "a", RUN, signal.SIGTERM, lambda _: stuck.exists())
+    assert [row["iteration"] for row in rows(folder)] == ["1", "2"]
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["iteration-000002.ckpt"]
+    (tmp_path / "freed").touch()
     resume(folder)
     assert [row["iteration"] for row in rows(folder)] == ["1", "2", "3", "4"]

@@ -1,4 +1,4 @@
-"""A secret word that only the reward tells: easy prompts ask for its first letter, hard ones for all of it."""
+"""A secret word that only the reward tells: easy prompts show the beginning of it, hard ones nothing."""
 
 import random
 from typing import Annotated
@@ -9,31 +9,32 @@ from tpg.component import component
 from tpg.errors import UserError
 from tpg.tasks.base import Example, Examples, Task
 
-Length = Annotated[int, Field(ge=1, le=18)]
+Count = Annotated[int, Field(ge=1, le=18)]
 Size = Annotated[int, Field(ge=0)]
 
 
 @component
 class Secret(Task):
-    """Prompts for the first letters of a word that is drawn from the seed; the column `letters` tells how many.
+    """Prompts for one word, drawn from the seed, with its last letters hidden; the column `hidden` tells how many.
 
-    A guess of n letters is right once in `len(letters) ** n` times, and far more often once shorter ones are known.
-    Raises `UserError` when sizes are not as many as lengths, or nothing is asked for.
+    A guess of n letters is right once in `len(letters) ** n` times, and far more often once the word is half known.
+    Raises `UserError` when sizes are not as many as there are counts of hidden letters, or nothing is asked for.
     """
 
-    letters: str = Field(default="nesw", min_length=2)
-    lengths: list[Length] = Field(default=[1, 2, 3, 4, 5], min_length=1)
-    train_sizes: list[Size] = Field(default=[32, 32, 32, 32, 32])
-    """Prompts of each length."""
-    evaluation_sizes: list[Size] = Field(default=[0, 0, 0, 0, 32])
-    """Held-out prompts of each length."""
+    letters: str = Field(default="abcdefghij", min_length=2)
+    hidden: list[Count] = Field(default=[3], min_length=1)
+    """How many letters prompts hide, at the word's end; the word has the most of them."""
+    train_sizes: list[Size] = Field(default=[256])
+    """Prompts for each count."""
+    evaluation_sizes: list[Size] = Field(default=[64])
+    """Held-out prompts for each count."""
 
     def __post_init__(self) -> None:
         if len(set(self.letters)) < len(self.letters):
             raise UserError(f"task.letters={self.letters}: give each once")
-        if len({len(self.lengths), len(self.train_sizes), len(self.evaluation_sizes), len(set(self.lengths))}) > 1:
+        if len({len(self.hidden), len(self.train_sizes), len(self.evaluation_sizes), len(set(self.hidden))}) > 1:
             raise UserError(
-                f"task.lengths={self.lengths}: give each once, with a size in task.train_sizes and one in"
+                f"task.hidden={self.hidden}: give each once, with a size in task.train_sizes and one in"
                 " task.evaluation_sizes"
             )
         for key in ("train_sizes", "evaluation_sizes"):
@@ -41,17 +42,17 @@ class Secret(Task):
                 raise UserError(f"task.{key}={getattr(self, key)}: ask for at least one prompt")
 
     def columns(self) -> frozenset[str]:
-        """Offer the answer and how many letters it has."""
-        return frozenset({"answer", "letters"})
+        """Offer the answer and how many letters of it are hidden."""
+        return frozenset({"answer", "hidden"})
 
     def load(self, seed: int) -> Examples:
         """The held-out prompts have the first numbers, those to train on the next."""
-        word = self._guess(random.Random(f"{seed}-secret"), max(self.lengths))
+        word = self._word(random.Random(f"{seed}-secret"))
         train: list[Example] = []
         evaluation: list[Example] = []
-        for length, wanted, held_out in zip(self.lengths, self.train_sizes, self.evaluation_sizes, strict=True):
+        for hidden, wanted, held_out in zip(self.hidden, self.train_sizes, self.evaluation_sizes, strict=True):
             examples = [
-                Example(_prompt(length, number), word[:length], {"letters": length})
+                Example(_prompt(word, hidden, number), word, {"hidden": hidden})
                 for number in range(1, held_out + wanted + 1)
             ]
             evaluation += examples[:held_out]
@@ -59,18 +60,19 @@ class Secret(Task):
         return Examples(train=tuple(train), evaluation=tuple(evaluation))
 
     def demonstrations(self, seed: int, count: int) -> tuple[tuple[str, str], ...]:
-        """`count` pairs of a prompt, none of them held out, and a guess: as many letters as asked for, at random."""
+        """`count` pairs of a prompt and a guess, each for a word of its own; none has the number of a held-out one."""
         rng = random.Random(f"{seed}-secret-demonstrations")
         pairs: list[tuple[str, str]] = []
         for _ in range(count):
-            place = rng.randrange(len(self.lengths))
+            place = rng.randrange(len(self.hidden))
             number = self.evaluation_sizes[place] + 1 + rng.randrange(max(1, self.train_sizes[place]))
-            pairs.append((_prompt(self.lengths[place], number), self._guess(rng, self.lengths[place])))
+            word = self._word(rng)
+            pairs.append((_prompt(word, self.hidden[place], number), word))
         return tuple(pairs)
 
-    def _guess(self, rng: random.Random, length: int) -> str:
-        return "".join(rng.choice(self.letters) for _ in range(length))
+    def _word(self, rng: random.Random) -> str:
+        return "".join(rng.choice(self.letters) for _ in range(max(self.hidden)))
 
 
-def _prompt(length: int, number: int) -> str:
-    return f"{length} letters, {number}:"
+def _prompt(word: str, hidden: int, number: int) -> str:
+    return f"{word[: len(word) - hidden]}{'_' * hidden} {number}:"
