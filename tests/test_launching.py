@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from process_trees import descendants, ranks_of
 
 import tpg.launching.spec
 import tpg.sweep
@@ -326,34 +327,6 @@ def test_as_many_processes_take_part_as_the_trainer_counts(entry, together):
 # Processes
 
 
-def descendants(pid):
-    """The processes that this one started, and those that they did."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found = [pid]
-    for known in found:
-        found += [child for child, parent in parents.items() if parent == known]
-    return found[1:]
-
-
-def ranks_of(pid):
-    """The processes of a run by rank."""
-    found = {}
-    for child in descendants(pid):
-        try:
-            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"tpg.worker" in words:
-            found[next(int(v[5:]) for v in variables if v.startswith(b"RANK="))] = child
-    return found
-
-
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -457,7 +430,7 @@ def test_two_processes_give_what_one_gives(start):
 def test_a_killed_rank_ends_the_run_and_is_named(start):
     run = start("tpg.train", *ENDLESS)
     run.until(lambda: len(run.rows()) >= 2)
-    os.kill(ranks_of(run.process.pid)[1], signal.SIGKILL)
+    os.kill(ranks_of(run.process.pid, "tpg.worker")[1], signal.SIGKILL)
     told = run.ended(1, within=60)
     last = told.splitlines()[-1]
     assert last == "error: rank 1 of 2 was killed by SIGKILL; the machine may have run out of memory"
@@ -468,7 +441,7 @@ def test_a_killed_rank_ends_the_run_and_is_named(start):
 def test_no_rank_outlives_the_process_that_launched_it(start):
     run = start("tpg.train", *ENDLESS)
     run.until(lambda: len(run.rows()) >= 2)
-    assert len(ranks_of(run.process.pid)) == 2
+    assert len(ranks_of(run.process.pid, "tpg.worker")) == 2
     run.process.kill()
     run.ended(-signal.SIGKILL)
 

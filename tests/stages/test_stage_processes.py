@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import in_double_precision, tiny_policy
+from process_trees import ranks_of
 from safetensors.torch import load_file
 from stage_options import SMALL, assert_same_run, checkpoint_of, preference_stage, rows_of, supervised_stage
 from test_stage_kills import after, done, started
@@ -140,28 +141,6 @@ def test_two_processes_give_what_one_gives(entry, tmp_path):
         torch.testing.assert_close(*map(torch.tensor, rewards), atol=1e-5, rtol=1e-5)
 
 
-def ranks_of(pid):
-    """The processes of a stage by rank."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found = [pid]
-    for known in found:
-        found += [child for child, parent in parents.items() if parent == known]
-    ranks = {}
-    for child in found[1:]:
-        words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-        variables = dict(
-            each.split(b"=", 1) for each in Path(f"/proc/{child}/environ").read_bytes().split(b"\0") if each
-        )
-        if b"tpg.stage_jobs" in words and b"RANK" in variables:
-            ranks[int(variables[b"RANK"])] = child
-    return ranks
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("entry", STAGES)
 def test_a_stage_of_two_processes_that_is_stopped_and_killed_ends_as_one_that_was_let_alone(entry, tmp_path):
@@ -174,7 +153,7 @@ def test_a_stage_of_two_processes_that_is_stopped_and_killed_ends_as_one_that_wa
     assert int(checkpoint_of(run)["epoch"]) + 1 == len(rows_of(run)) - 1  # the step in hand was made
     process = started(entry, tmp_path, "resume=run")
     after(run, len(rows_of(run)) + 5, process)
-    ranks = ranks_of(process.pid)
+    ranks = ranks_of(process.pid, "tpg.stage_jobs")
     os.kill(ranks[1], signal.SIGKILL)
     code, err = done(process)
     assert code == 1

@@ -1,10 +1,10 @@
 """How much of a stage's data fits into memory at a time, once it is known what does not."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from tpg.errors import UserError
+from tpg.training.faults.out_of_memory import halved
 from tpg.training.parallel.ranks import Ranks
 
 REMEDIES = "use policy.gradient_checkpointing=true, policy.dtype=bfloat16 or +policy.lora.rank=16"
@@ -30,17 +30,7 @@ class Memory:
         """
         if not divisible:
             raise UserError(f"out of memory: a single pass of {tokens} tokens does not fit; {REMEDIES}, or max_tokens=")
-        if ranks is not None and ranks.world > 1:
-            raise UserError(
-                f"out of memory on rank {ranks.rank} in a pass of {tokens} tokens; one of several processes cannot"
-                f" repeat it in parts: continue with resume=... tokens_per_microbatch={tokens // 2}"
-            )
-        self.tokens = tokens // 2
-        print(
-            f"warning: out of memory in a pass of {tokens} tokens; it is repeated in parts, and from here on a pass"
-            f" computes at most {self.tokens} (tokens_per_microbatch)",
-            file=sys.stderr,
-        )
+        self.tokens = halved(tokens, ranks or Ranks(), "tokens_per_microbatch")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the bound, and what the stage asked for when it was lowered."""

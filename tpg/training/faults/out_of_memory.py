@@ -58,17 +58,25 @@ class Memory:
             what = "the responses to a prompt, which the objective compares," if whole_groups else "a single response"
             fewer = " or fewer rollout.responses_per_prompt" if whole_groups else ""
             raise UserError(f"out of memory: {what} with {tokens} tokens in all does not fit; {REMEDIES}{fewer}")
-        if ranks.world > 1:
-            raise UserError(
-                f"out of memory on rank {ranks.rank} in a pass of {tokens} tokens; one of several processes cannot"
-                f" repeat it in parts: continue with resume=... update.tokens_per_microbatch={tokens // 2}"
-            )
-        self.tokens = tokens // 2
-        print(
-            f"warning: out of memory in a pass of {tokens} tokens; it is repeated in parts, and from here on a pass"
-            f" computes at most {self.tokens} (update.tokens_per_microbatch)",
-            file=sys.stderr,
+        self.tokens = halved(tokens, ranks, "update.tokens_per_microbatch")
+
+
+def halved(tokens: int, ranks: Ranks, key: str) -> int:
+    """Half of the tokens of a pass that did not fit, which is said; `key` bounds them in the config.
+
+    Raises `UserError` with several processes.
+    """
+    if ranks.world > 1:
+        raise UserError(
+            f"out of memory on rank {ranks.rank} in a pass of {tokens} tokens; one of several processes cannot"
+            f" repeat it in parts: continue with resume=... {key}={tokens // 2}"
         )
+    print(
+        f"warning: out of memory in a pass of {tokens} tokens; it is repeated in parts, and from here on a pass"
+        f" computes at most {tokens // 2} ({key})",
+        file=sys.stderr,
+    )
+    return tokens // 2
 
 
 @contextlib.contextmanager
