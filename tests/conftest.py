@@ -10,12 +10,12 @@ def entry(monkeypatch, tmp_path, capsys):
     """An entry's module in this process and an empty folder: exit code, what is printed, lines on stderr."""
     from hydra.core.global_hydra import GlobalHydra
 
-    import tpg.jobs
+    import tpg.jobs.entry
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the entry; here so that it is undone
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(tpg.jobs, "WANTS_TRACEBACK", False)
+    monkeypatch.setattr(tpg.jobs.entry, "WANTS_TRACEBACK", False)
 
     def call(module, *arguments):
         GlobalHydra.instance().clear()

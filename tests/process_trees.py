@@ -1,5 +1,6 @@
 """Processes and those that they started, for tests."""
 
+import time
 from pathlib import Path
 
 
@@ -29,3 +30,18 @@ def ranks_of(pid, module):
         if module.encode() in words:
             found |= {int(each[5:]): child for each in variables if each.startswith(b"RANK=")}
     return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(pids, within=60):
+    """Whether these processes end in time."""
+    deadline = time.monotonic() + within
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(alive, pids))

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-import tpg.jobs
 import tpg.train
 from tpg.policies.base import PolicyOptions
 

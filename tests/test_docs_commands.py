@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 from tpg.composition import to_experiment
 from tpg.errors import UserError
-from tpg.jobs import BOOKKEEPING
+from tpg.jobs.configs import BOOKKEEPING
+from tpg.jobs.searches import register_definitions
 from tpg.pipelines.definition import stage_words
-from tpg.sweep_files import register_definitions
 
 CONF = ROOT / "conf"
 NAMES = {

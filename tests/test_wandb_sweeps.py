@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from tpg.composition import to_experiment
-from tpg.jobs import own_config
+from tpg.jobs.configs import own_config
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tpg.errors import UserError, one_line
-from tpg.jobs import CONF, reported, run_entry
+from tpg.jobs.configs import CONF
+from tpg.jobs.entry import reported, run_entry
 from tpg.rewards.automaton.machine import Automaton
 from tpg.rewards.automaton.reading import read_automaton
 

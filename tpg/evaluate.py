@@ -10,7 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tpg.errors import UserError
-from tpg.jobs import CONF, reported, run_entry, with_groups
+from tpg.jobs.configs import CONF, with_groups
+from tpg.jobs.entry import reported, run_entry
 
 GROUPS = ("policy", "task", "reward_model", "combination", "rollout", "evaluation", "trainer")
 OWN = ("against", "against_success_reward", "best_of_n", "report", "samples")

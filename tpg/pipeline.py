@@ -10,7 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tpg.errors import UserError
-from tpg.jobs import CONF, new_folder, refuse_ranks, reported, run_entry
+from tpg.jobs.configs import CONF, new_folder
+from tpg.jobs.entry import refuse_ranks, reported, run_entry
 from tpg.pipelines.definition import escaped, stage_words
 from tpg.redaction import refuse_in_words
 

@@ -8,9 +8,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tpg.continuing import continued_run
 from tpg.errors import UserError
-from tpg.jobs import BOOKKEEPING, CONF, experiment_of, reported, run_entry
+from tpg.jobs.configs import BOOKKEEPING, CONF, experiment_of
+from tpg.jobs.continuing import continued_run
+from tpg.jobs.entry import reported, run_entry
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="plan")

@@ -10,7 +10,8 @@ import hydra
 from omegaconf import DictConfig
 
 from tpg.errors import UserError
-from tpg.jobs import CONF, reported, run_entry
+from tpg.jobs.configs import CONF
+from tpg.jobs.entry import reported, run_entry
 
 if TYPE_CHECKING:
     from tpg.reporting.comparing.options import ReportOptions

@@ -3,8 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from tpg.jobs import CONF, reported, run_entry
-from tpg.stage_jobs import perform
+from tpg.jobs.configs import CONF
+from tpg.jobs.entry import reported, run_entry
+from tpg.jobs.stages import perform
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="reward")

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from tpg.component import component
 from tpg.errors import UserError
-from tpg.jobs import CONF, reported, run_entry
+from tpg.jobs.configs import CONF
+from tpg.jobs.entry import reported, run_entry
 from tpg.reporting.tokens.record import FILTERS, Filter, Group, Measure, counted, read_groups, recorded, scale
 from tpg.reporting.tokens.view import group_view, legend
 from tpg.training.run_folder import RunFolder

@@ -15,10 +15,11 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tpg import jobs
 from tpg.errors import Interrupted, UserError
-from tpg.jobs import CONF, experiment_of, mistake, own_config, refuse_ranks, reported, run_entry
-from tpg.sweep_files import fixed_overrides, key_of, register_definitions
+from tpg.jobs import entry
+from tpg.jobs.configs import CONF, experiment_of, own_config
+from tpg.jobs.entry import mistake, refuse_ranks, reported, run_entry
+from tpg.jobs.searches import fixed_overrides, key_of, register_definitions
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -83,7 +84,7 @@ def sweep(config: DictConfig) -> float:
     stopped = None
     try:
         if definition.jobs > 1 and launcher == "basic":
-            share(definition.jobs, ARGUMENTS, jobs.WANTS_TRACEBACK)
+            share(definition.jobs, ARGUMENTS, entry.WANTS_TRACEBACK)
         else:
             _search(study, definition, given, folder)
     except Interrupted as interruption:

@@ -12,20 +12,10 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tpg.continuing import clear_unborn, continued_run, say_how_to_continue
 from tpg.errors import Interrupted, UserError
-from tpg.jobs import (
-    CONF,
-    differences,
-    experiment_of,
-    job_of_sweep,
-    new_folder,
-    own_config,
-    refuse_other_run,
-    refuse_ranks,
-    reported,
-    run_entry,
-)
+from tpg.jobs.configs import CONF, differences, experiment_of, job_of_sweep, new_folder, own_config, refuse_other_run
+from tpg.jobs.continuing import clear_unborn, continued_run, say_how_to_continue
+from tpg.jobs.entry import refuse_ranks, reported, run_entry
 from tpg.launching import slurm
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ def _run(exchange: Exchange) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     from tpg.composition import find_user_modules
-    from tpg.jobs import experiment_of
+    from tpg.jobs.configs import experiment_of
     from tpg.launching.spec import RunSpec, carry_out
     from tpg.training.parallel.ranks import joined
 

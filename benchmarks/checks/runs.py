@@ -174,7 +174,7 @@ def spec_of(given: Sequence[str], folder: Path, *, begun: bool = False) -> RunSp
     from omegaconf import OmegaConf
 
     from tpg.composition import resolved, with_shadow_options
-    from tpg.jobs import BOOKKEEPING, CONF, experiment_of
+    from tpg.jobs.configs import BOOKKEEPING, CONF, experiment_of
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         plain = with_shadow_options(resolved(compose("train", overrides=list(given))))

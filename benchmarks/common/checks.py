@@ -11,7 +11,7 @@ Device = Literal["auto", "cpu", "gpu"]
 
 def engine_of(name: str) -> str:
     """The rollout option. Raises `UserError` where there is none of the name."""
-    from tpg.jobs import CONF
+    from tpg.jobs.configs import CONF
     from tpg.spelling import did_you_mean
 
     there = sorted(path.stem for path in (CONF / "rollout").glob("*.yaml"))

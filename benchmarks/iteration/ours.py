@@ -53,7 +53,7 @@ def experiment_of(workload: Workload) -> Experiment:
     from omegaconf import OmegaConf
 
     from tpg.composition import to_experiment
-    from tpg.jobs import BOOKKEEPING, CONF
+    from tpg.jobs.configs import BOOKKEEPING, CONF
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = compose("train", overrides=overrides(workload))

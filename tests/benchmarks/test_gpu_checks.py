@@ -16,7 +16,7 @@ from benchmarks.checks.runs import distance, on_two_devices, resumed, strategies
 from benchmarks.checks.subject import GREEDY, SAMPLED, Subject
 from benchmarks.device.measure import Clock, OutOfTime
 from benchmarks.gpu_checks import main
-from tpg.jobs import CONF
+from tpg.jobs.configs import CONF
 
 SMALL = {"model": "tiny", "prompts": 2, "responses_per_prompt": 2, "prompt_tokens": 6, "response_tokens": 8}
 LINE = ["device=cpu", *(f"{key}={value}" for key, value in SMALL.items())]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM  # noqa: F401  is imported before what it loads is weighed
 
 from tpg.composition import to_experiment
-from tpg.jobs import BOOKKEEPING, CONF
+from tpg.jobs.configs import BOOKKEEPING, CONF
 from tpg.planning.memory import memory_of
 from tpg.planning.options import Plan
 from tpg.planning.report import setting_of

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from tpg.component import component
 from tpg.composition import to_experiment
-from tpg.jobs import BOOKKEEPING, CONF
+from tpg.jobs.configs import BOOKKEEPING, CONF
 from tpg.planning.layout import Layout
 from tpg.planning.memory import memory_of
 from tpg.planning.options import Plan

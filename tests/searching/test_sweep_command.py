@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from searches import LR, SEEDS, TINY, definition, table
 
 from tpg.composition import to_experiment
-from tpg.jobs import BOOKKEEPING, CONF
+from tpg.jobs.configs import BOOKKEEPING, CONF
 
 
 def test_a_search_leaves_runs_a_table_pictures_and_what_to_paste(run, tmp_path):

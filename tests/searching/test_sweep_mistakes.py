@@ -5,7 +5,7 @@ import re
 import pytest
 from searches import SEEDS, TINY, definition
 
-from tpg.sweep_files import DEFINITIONS
+from tpg.jobs.searches import DEFINITIONS
 
 MISTAKES = {
     "task=sort": "sweep: name a definition, sweep=...; there are clip_ranges, estimators, lr_kl_group, or give ...",

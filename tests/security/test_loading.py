@@ -201,10 +201,10 @@ TARGETS = [
     "shutil.rmtree", "importlib.import_module", "runpy.run_path", "pickle.Unpickler", "pathlib.Path", "ctypes.CDLL",
     "multiprocessing.Process", "socket.socket", "webbrowser.open", "code.InteractiveInterpreter",
     # functions, and classes of the standard library under the name of a module that imports them
-    "torch.load", "torch.hub.load", "transformers.pipeline", "tpg.jobs.Path", "tpg.training.checkpoints.Path",
-    "tpg.jobs.os.system", "tpg.jobs.run_entry", "", "Popen", "..os.system",
+    "torch.load", "torch.hub.load", "transformers.pipeline", "tpg.jobs.entry.Path", "tpg.training.checkpoints.Path",
+    "tpg.jobs.entry.os.system", "tpg.jobs.entry.run_entry", "", "Popen", "..os.system",
     # installed packages that are not the user's, by their name or another's; classes that are there for other ends
-    "omegaconf.DictConfig", "tpg.jobs.DictConfig", "tpg.job_records.Job", "torch.PyTorchFileWriter",
+    "omegaconf.DictConfig", "tpg.jobs.configs.DictConfig", "tpg.jobs.records.Job", "torch.PyTorchFileWriter",
     "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler", "transformers.Trainer",
     "lightning.Trainer",
 ]  # fmt: skip

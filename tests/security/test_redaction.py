@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 import tpg.train
 from tpg.composition import resolved, storable
 from tpg.errors import UserError
-from tpg.jobs import experiment_of, own_config
+from tpg.jobs.configs import experiment_of, own_config
 from tpg.redaction import looks_secret, redacted, refuse_in_words
 from tpg.training.tracking.session import record_environment
 

@@ -14,7 +14,7 @@ from rich.table import Table
 import tpg
 import tpg.report
 import tpg.train
-from tpg.job_records import job_name
+from tpg.jobs.records import job_name
 from tpg.training.judging_report import plain
 from tpg.training.recording import ProgressLine
 
@@ -103,11 +103,11 @@ def test_a_runs_own_folder_lies_in_outputs(monkeypatch, tmp_path):
 
     from hydra.types import RunMode
 
-    from tpg.jobs import new_folder
+    from tpg.jobs.configs import new_folder
 
     monkeypatch.chdir(tmp_path)
     hydra = SimpleNamespace(mode=RunMode.RUN)
-    monkeypatch.setattr("tpg.jobs.HydraConfig", SimpleNamespace(get=lambda: hydra))
+    monkeypatch.setattr("tpg.jobs.configs.HydraConfig", SimpleNamespace(get=lambda: hydra))
     for method, name in {"../../etc/x-sort": "etc-x-sort", "/a-sort": "a-sort", "grpo-sort": "grpo-sort"}.items():
         folder = new_folder(SimpleNamespace(run_dir=None), method)
         assert folder.parent == tmp_path / "outputs" / name

@@ -153,7 +153,7 @@ def test_a_stage_of_two_processes_that_is_stopped_and_killed_ends_as_one_that_wa
     assert int(checkpoint_of(run)["epoch"]) + 1 == len(rows_of(run)) - 1  # the step in hand was made
     process = started(entry, tmp_path, "resume=run")
     after(run, len(rows_of(run)) + 5, process)
-    ranks = ranks_of(process.pid, "tpg.stage_jobs")
+    ranks = ranks_of(process.pid, "tpg.jobs.stages")
     os.kill(ranks[1], signal.SIGKILL)
     code, err = done(process)
     assert code == 1

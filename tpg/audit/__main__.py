@@ -7,7 +7,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from tpg.errors import UserError
-from tpg.jobs import BOOKKEEPING, CONF, new_folder, own_config, reported, run_entry
+from tpg.jobs.configs import BOOKKEEPING, CONF, new_folder, own_config
+from tpg.jobs.entry import reported, run_entry
 
 if TYPE_CHECKING:
     from tpg.estimators.base import Estimator

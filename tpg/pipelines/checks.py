@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tpg.composition import built, composition_error, storable, with_shadow_options
 from tpg.errors import UserError
-from tpg.jobs import BOOKKEEPING, CONF, experiment_of, with_groups
+from tpg.jobs.configs import BOOKKEEPING, CONF, experiment_of, with_groups
 from tpg.pipelines.definition import Stage
 
 

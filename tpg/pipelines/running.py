@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tpg import jobs
-from tpg.continuing import HARDWARE
 from tpg.errors import Interrupted, UserError
+from tpg.jobs import entry
+from tpg.jobs.configs import BOOKKEEPING
+from tpg.jobs.continuing import HARDWARE
 from tpg.pipelines.checks import composed_stage
 from tpg.pipelines.definition import Pipeline, Stage, escaped, key_of
 from tpg.pipelines.fingerprints import Inputs, inputs_of
@@ -23,7 +24,7 @@ from tpg.training.checkpoints import StopRequest
 SUMMARY = "summary.json"
 OUTPUT = "output.txt"
 """What `tpg.evaluate` printed."""
-VOLATILE = (*jobs.BOOKKEEPING, "logger", "report", *(f"trainer.{name}" for name in sorted(HARDWARE)))
+VOLATILE = (*BOOKKEEPING, "logger", "report", *(f"trainer.{name}" for name in sorted(HARDWARE)))
 """Keys that change none of a stage's numbers."""
 
 
@@ -127,4 +128,4 @@ def product(stage: Stage) -> str:
 def _variables() -> dict[str, str]:
     """This process's, without what its own entry set."""
     own = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-    return {**own, "HYDRA_FULL_ERROR": "1"} if jobs.WANTS_TRACEBACK else own
+    return {**own, "HYDRA_FULL_ERROR": "1"} if entry.WANTS_TRACEBACK else own

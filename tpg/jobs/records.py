@@ -64,6 +64,10 @@ class Launch:
         return sorted((record for record in found if record and record.launch == self.id), key=lambda r: r.number)
 
 
+LAUNCHED: list[Launch] = []
+"""The sweep that this process leads, if it leads one; its jobs may run in other processes."""
+
+
 @dataclass
 class Record:
     """What became of a job."""

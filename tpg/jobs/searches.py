@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from tpg.errors import UserError, one_line
-from tpg.jobs import CONF
+from tpg.jobs.configs import CONF
 from tpg.leaves import leaves
 
 DEFINITIONS = CONF.parent / "sweeps" / "optuna"

@@ -18,11 +18,11 @@ from small_sweeps import JOBS, TINY, table
 
 import tpg.audit.__main__
 import tpg.audit.run
-import tpg.jobs
+import tpg.jobs.entry
 import tpg.launching.spec
 import tpg.train
 from tpg.errors import Interrupted, UserError
-from tpg.job_records import Job
+from tpg.jobs.records import Job
 from tpg.reporting.sweep_table import curves
 
 
@@ -55,7 +55,7 @@ def sweep(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(tpg.jobs, "WANTS_TRACEBACK", False)
+    monkeypatch.setattr(tpg.jobs.entry, "WANTS_TRACEBACK", False)
     monkeypatch.setattr(tpg.launching.spec, "prepare", lambda experiment: None)
     monkeypatch.setattr(tpg.launching.spec, "run", run)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from tpg.continuing import continued_config, continued_run
 from tpg.errors import UserError
+from tpg.jobs.continuing import continued_config, continued_run
 
 STORED = {
     "seed": 1,

@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from tpg import jobs
 from tpg.errors import UserError
-from tpg.job_records import Launch, Record
+from tpg.jobs import entry
+from tpg.jobs.configs import experiment_of, job_of_sweep, own_config, refuse_other_config
+from tpg.jobs.records import LAUNCHED, Launch, Record
 from tpg.reporting.sweep_table import Row, sweep_table
 
 
@@ -45,7 +46,7 @@ class Multirun(Callback):
 
     def _begin(self, config: DictConfig) -> None:
         try:
-            jobs.refuse_ranks()
+            entry.refuse_ranks()
         except UserError as error:
             print(f"error: -m: {error}", file=sys.stderr)
             sys.exit(2)
@@ -59,28 +60,28 @@ class Multirun(Callback):
         launch = Launch(
             folder=folder,
             command=list(config.hydra.overrides.task),
-            wants_traceback=jobs.WANTS_TRACEBACK,
+            wants_traceback=entry.WANTS_TRACEBACK,
             continues=self.continued,
         )
-        jobs.LAUNCHED[:] = [launch]
+        LAUNCHED[:] = [launch]
         if composed is None:
             launch.begin()
             return  # Hydra will compose it again, and refuse the sweep
         if not composed and _is_grid(config):
             print("error: the sweep has no job: a glob(...) among its values matches no option", file=sys.stderr)
-            jobs.LAUNCHED.clear()
+            LAUNCHED.clear()
             sys.exit(2)
-        names = {jobs.job_of_sweep(job, job.hydra).name for job in composed}
-        jobs.LAUNCHED[:] = [launch] = [replace(launch, jobs=len(names) or None)]
+        names = {job_of_sweep(job, job.hydra).name for job in composed}
+        LAUNCHED[:] = [launch] = [replace(launch, jobs=len(names) or None)]
         refused = _refused(composed) if self.continued else {}
         if refused and len(refused) == len(composed):
             for message in dict.fromkeys(refused.values()):
                 print(f"error: {message}", file=sys.stderr)
-            jobs.LAUNCHED.clear()
+            LAUNCHED.clear()
             sys.exit(2)
         launch.begin()
         for number, message in refused.items():
-            job = jobs.job_of_sweep(composed[number], composed[number].hydra)
+            job = job_of_sweep(composed[number], composed[number].hydra)
             record = job.note("refused", error=message, code=2, told=True)
             print(f"error: {record.label}: {message}", file=sys.stderr)
         count = f"{len(composed)} jobs" if composed else "sweep"
@@ -92,8 +93,8 @@ class Multirun(Callback):
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """Let running jobs leave their checkpoints; a second signal ends the sweep at once."""
-    if jobs.LAUNCHED:
-        jobs.LAUNCHED[0].request_stop(number)
+    if LAUNCHED:
+        LAUNCHED[0].request_stop(number)
     for other in (signal.SIGINT, signal.SIGTERM):
         signal.signal(other, signal.SIG_DFL)
 
@@ -139,13 +140,13 @@ def _refused(composed: list[DictConfig]) -> dict[int, str]:
         try:
             hydra = config.hydra
             own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            stored = jobs.own_config(own, hydra)
-            experiment = jobs.experiment_of(stored)
+            stored = own_config(own, hydra)
+            experiment = experiment_of(stored)
             experiment.check()
             refuse_other_nodes(experiment.trainer)
-            jobs.refuse_other_config(jobs.job_of_sweep(own, hydra), stored)
+            refuse_other_config(job_of_sweep(own, hydra), stored)
         except (UserError, HydraException, OmegaConfBaseException) as error:
-            refused[number] = str(jobs.mistake(error))
+            refused[number] = str(entry.mistake(error))
     return refused
 
 

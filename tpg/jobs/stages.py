@@ -1,6 +1,6 @@
 """What the entries of the stages before reinforcement learning share: a stage begun, or gone on with, from a config.
 
-`python -m tpg.stage_jobs FOLDER AGENT` is one rank of a stage that another process launched and describes there.
+`python -m tpg.jobs.stages FOLDER AGENT` is one rank of a stage that another process launched and describes there.
 """
 
 import json
@@ -11,9 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tpg.continuing import HARDWARE, clear_unborn, say_how_to_continue
 from tpg.errors import Interrupted, UserError
-from tpg.jobs import BOOKKEEPING, job_of_sweep, new_folder, own_config, refuse_other_run
+from tpg.jobs.configs import BOOKKEEPING, job_of_sweep, new_folder, own_config, refuse_other_run
+from tpg.jobs.continuing import HARDWARE, clear_unborn, say_how_to_continue
 from tpg.launching import slurm
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def perform(config: DictConfig, kind: "Kind[Any, Any]") -> float:
         if stage.trainer.processes == 1:
             summary = carry_out(kind, spec)
         else:
-            summary = launched(spec, "tpg.stage_jobs", {"entry": kind.entry})
+            summary = launched(spec, "tpg.jobs.stages", {"entry": kind.entry})
     except Interrupted as interruption:
         if not sweep:
             number, requeue = int(interruption.args[0]), stage.checkpoint.requeue

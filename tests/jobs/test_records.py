@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tpg.errors import UserError
-from tpg.job_records import Job, Launch, job_name, swept_overrides
+from tpg.jobs.records import Job, Launch, job_name, swept_overrides
 
 
 def test_only_what_the_sweep_varies_or_its_sweeper_adds_names_a_job():
@@ -44,7 +44,7 @@ def test_a_job_that_another_process_runs_is_left_to_it(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from tpg.job_records import Job, Launch
+from tpg.jobs.records import Job, Launch
 job = Job(Launch.opened(Path({str(tmp_path)!r})), 0, ["seed=0"], None, "default")
 with job.alone():
     job.note("running")
